@@ -1,0 +1,38 @@
+"""The library: one program text per algorithm, looked up by name."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from autoprune.errors import AutopruneError, nearest
+from autoprune.language import Program, read_program
+
+_PACKAGE, _SUFFIX = "autoprune.algorithms", ".prune"
+
+
+def names() -> list[str]:
+    """Names of the library programs, sorted."""
+    return sorted(
+        entry.name.removesuffix(_SUFFIX) for entry in files(_PACKAGE).iterdir() if entry.name.endswith(_SUFFIX)
+    )
+
+
+def load(name_or_path: str | Path) -> Program:
+    """A program by library name, or from a text file; a name that is both means the library."""
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in names():
+        return read_program((files(_PACKAGE) / f"{name}{_SUFFIX}").read_text("utf-8"), name=name)
+    if path.suffix or "/" in name or path.is_file():
+        return load_file(path)
+    raise AutopruneError(f"unknown algorithm '{name}'", remedy=f"{nearest(name, names())} Or give a program file")
+
+
+def load_file(path: Path) -> Program:
+    """A program from a text file."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise AutopruneError(f"cannot read the program: {reason}", where=str(path), remedy="check the path") from None
+    return read_program(text, name=path.stem)

@@ -1,0 +1,324 @@
+"""The public functions: prune a model, evaluate a model. The command line is a thin layer over these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from autoprune import algorithms
+from autoprune.data import bos_rule, token_sequences
+from autoprune.errors import AutopruneError
+from autoprune.evaluate import Evaluation, evaluate_tokens
+from autoprune.files import check_output
+from autoprune.generate import Sampling, self_calibration
+from autoprune.language import Program
+from autoprune.language.program import OPTIONS
+from autoprune.models import (
+    InMemoryBlocks,
+    OpenModel,
+    check_finite,
+    context_length,
+    input_device,
+    open_model,
+    save,
+    weight_bytes,
+)
+from autoprune.prune import PrunedLayer, Recipe, prune_blocks
+from autoprune.sparsity import Target
+from autoprune.stream import PROPAGATION
+
+SELF = "self"
+SIDECAR = "autoprune.json"
+
+# Calibration amounts (sequences, tokens per sequence) where the user names none.
+_WITH_ACCELERATOR, _ON_CPU = (128, 2048), (32, 512)
+
+
+class Progress(Protocol):
+    """Told about long work: `stage` names a phase and its total, `advance` counts within it."""
+
+    def stage(self, name: str, total: float) -> None: ...
+
+    def advance(self, amount: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """No progress shown."""
+
+    def stage(self, name: str, total: float) -> None:
+        pass
+
+    def advance(self, amount: float) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport:
+    """What was done. `sparsity` is the share of zeros over all prunable weights, as measured afterwards."""
+
+    model: str
+    algorithm: str
+    digest: str
+    target: str
+    compare: str
+    requested: int
+    zeros: int
+    weights: int
+    settings: dict[str, Any]
+    layers: list[PrunedLayer]
+    skipped: dict[str, str]
+    notes: list[str]
+    durations_s: dict[str, float]
+    out: str | None = None
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the requested and achieved sparsity of every layer."""
+        record = asdict(self)
+        record["sparsity"] = {"requested": self.requested / self.weights, "achieved": self.sparsity}
+        for layer in record["layers"]:
+            size = layer["shape"][0] * layer["shape"][1]
+            layer["sparsity"] = {"requested": layer["requested"] / size, "achieved": layer["zeros"] / size}
+        return record
+
+
+def prune(
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    algorithm: str | Path | Program = "wanda",
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    compare: str | None = None,
+    calibration: str = SELF,
+    sequences: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    propagation: str = "one_pass",
+    dtype: str = "auto",
+    device: str = "auto",
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> PruneReport:
+    """Remove weights from a causal LM, in place, and save it where `out` names a folder.
+
+    `model` is a hub id, a folder, a .gguf file or "demo", or a live transformers model (then with its `tokenizer`;
+    `dtype` and `device` are left as they are). Give `sparsity` in [0, 1) or `pattern` n:m (n kept of m).
+    `algorithm` is a library name, a program file or a Program; `compare` overrides its group, "row" or "layer".
+    Raises AutopruneError, before anything is written, where the request cannot be met.
+    """
+    progress = progress or Silent()
+    clock = _Clock()
+    program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
+    target = Target.of(sparsity, pattern)
+    for name, value, known in (
+        ("propagation", propagation, PROPAGATION),
+        ("compare", compare or program.compare, OPTIONS["compare"]),
+    ):
+        if value not in known:
+            raise AutopruneError(f"unknown {name} '{value}'", remedy=f"use {', '.join(known)}")
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        check_output(folder, bytes_needed=0, force=force)
+    opened = _opened(model, tokenizer, dtype, device, progress)
+    if folder is not None:
+        inputs = (opened.folder,) if opened.folder else ()
+        check_output(folder, bytes_needed=weight_bytes(opened.model), force=force, inputs=inputs)
+    source = InMemoryBlocks(opened.model)
+    clock.lap("open")
+
+    tokens_BL, text = None, None
+    if program.collects:
+        tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
+        clock.lap("calibration")
+    recipe = Recipe(program=program, target=target, compare=compare or program.compare, propagation=propagation)
+    total = sum(R * C for index in range(len(source.blocks)) for R, C in _shapes(source, index))
+    progress.stage(f"pruning with {program.name} to {target}", total)
+    with _evaluation_mode(opened.model):
+        layers = prune_blocks(
+            source, recipe, tokens_BL, lambda layer: progress.advance(layer.shape[0] * layer.shape[1])
+        )
+    clock.lap("prune")
+
+    notes = [f"{layer.name}: no calibration token reached it; scored by weights alone" for layer in layers
+             if program.collects and layer.calibration_tokens == 0]  # fmt: skip
+    for line in notes:
+        progress.note(line)
+    settings = {"calibration": text, "propagation": propagation, "seed": seed, "dtype": str(opened.model.dtype)}
+    report = PruneReport(
+        model=opened.name,
+        algorithm=program.name,
+        digest=program.digest,
+        target=str(target),
+        compare=recipe.compare,
+        requested=sum(layer.requested for layer in layers),
+        zeros=sum(layer.zeros for layer in layers),
+        weights=total,
+        settings=settings,
+        layers=layers,
+        skipped=source.skipped,
+        notes=notes,
+        durations_s=clock.laps,
+    )
+    if folder is None:
+        return report
+    progress.stage(f"writing {folder}", 1)
+    report = replace(report, out=str(folder))
+    save(opened, folder, {SIDECAR: json.dumps(_sidecar(report, program), indent=1) + "\n"})
+    clock.lap("save")
+    return report
+
+
+def evaluate(
+    model: Any,
+    *,
+    data: str,
+    tokenizer: Any = None,
+    length: int = 2048,
+    sequences: int | None = None,
+    against: Any = None,
+    bos: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Perplexity of a causal LM on `data` ("file:PATH" or "hub:NAME"), the field's way (see `autoprune.data`).
+
+    `model` and `against` are names or live models; with `against` the result compares the two on the same tokens.
+    """
+    progress = progress or Silent()
+    opened = _opened(model, tokenizer, dtype, device, progress)
+    check_length(opened.model, length)
+    rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
+    tokens_BL = token_sequences(data, opened.tokenizer, sequences=sequences, length=length, bos=rule)
+    _check_vocabulary(opened.model, tokens_BL, opened.name)
+    reference = None
+    if against is not None:
+        reference = _opened(against, tokenizer or opened.tokenizer, dtype, device, progress).model
+        _check_vocabulary(reference, tokens_BL, str(against))
+        if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
+            raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
+    progress.stage(f"evaluating {opened.name}", len(tokens_BL))
+    with _evaluation_mode(opened.model):
+        return evaluate_tokens(opened.model, tokens_BL, against=reference, on_sequence=lambda: progress.advance(1))
+
+
+def check_length(model: Any, length: int) -> None:
+    """Refuse sequences that are longer than the model's context."""
+    limit = context_length(model)
+    if limit is not None and length > limit:
+        raise AutopruneError(
+            f"--length {length} is more than the {limit} positions of the model", remedy=f"use at most {limit}"
+        )
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _opened(model: Any, tokenizer: Any, dtype: str, device: str, progress: Progress) -> OpenModel:
+    if isinstance(model, str | Path):
+        progress.stage(f"opening {model}", 1)
+        return open_model(model, dtype=dtype, device=device)
+    check_finite(model)
+    name = getattr(model.config, "name_or_path", "") or type(model).__name__
+    return OpenModel(model=model, tokenizer=tokenizer, name=name, stored_dtype=model.dtype)
+
+
+def _shapes(source: InMemoryBlocks, index: int) -> list[tuple[int, int]]:
+    return [linear.shape for linear in source.linears(index)]
+
+
+def _calibration(
+    opened: OpenModel, calibration: str, sequences: int | None, length: int | None, seed: int, progress: Progress
+) -> tuple[Tensor, dict[str, Any]]:
+    """Calibration tokens, and what is recorded of them."""
+    if opened.tokenizer is None:
+        raise AutopruneError("calibration needs the model's tokenizer", remedy="pass tokenizer=")
+    on_cpu = input_device(opened.model).type == "cpu"
+    chosen_sequences, chosen_length = _ON_CPU if on_cpu else _WITH_ACCELERATOR
+    chosen_length = min(chosen_length, context_length(opened.model) or chosen_length)
+    if sequences is None or length is None:
+        place = "the CPU" if on_cpu else "the accelerator"
+        progress.note(
+            f"calibration: {sequences or chosen_sequences} sequences of {length or chosen_length} tokens, chosen for "
+            f"{place}; --sequences and --length change it"
+        )
+    sequences = chosen_sequences if sequences is None else sequences
+    length = chosen_length if length is None else length
+    check_length(opened.model, length)
+    if calibration == SELF:
+        sampling = Sampling(sequences=sequences, length=length, seed=seed)
+        progress.stage("the model writes its calibration text", sequences * (length - 1))
+        with _evaluation_mode(opened.model):
+            tokens_BL = self_calibration(opened.model, opened.tokenizer, sampling, progress.advance)
+        rule = "every"
+    else:
+        progress.stage(f"reading {calibration}", 1)
+        rule = bos_rule("auto", opened.tokenizer, opened.model.config.model_type)
+        tokens_BL = token_sequences(calibration, opened.tokenizer, sequences=sequences, length=length, bos=rule)
+    _check_vocabulary(opened.model, tokens_BL, opened.name)
+    record = {"source": calibration, "sequences": sequences, "length": length, "bos": rule}
+    return tokens_BL, record | {"sha256": hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest()}
+
+
+def _check_vocabulary(model: Any, tokens_BL: Tensor, name: str) -> None:
+    size = model.get_input_embeddings().num_embeddings
+    if int(tokens_BL.max()) >= size:
+        raise AutopruneError(
+            f"the tokenizer gives token {int(tokens_BL.max())}, the model has {size}",
+            where=name,
+            remedy="use the tokenizer the model was made with",
+        )
+
+
+@contextmanager
+def _evaluation_mode(model: Any):
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _sidecar(report: PruneReport, program: Program) -> dict[str, Any]:
+    algorithm = {
+        "name": program.name,
+        "hash": program.digest,
+        "text": program.text,
+        "canonical": program.canonical,
+    }
+    packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    return {"format": 1, "algorithm": algorithm, **report.to_dict(), "versions": versions}
+
+
+__all__ = ["Evaluation", "Progress", "PruneReport", "evaluate", "prune"]

@@ -1,0 +1,43 @@
+"""One family of errors: every message says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class AutopruneError(ValueError):
+    """Something the user can mend. `str()` is one line: ``where: what; remedy``."""
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = ""):
+        self.what, self.where, self.remedy = (" ".join(text.split()) for text in (what, where, remedy))
+        prefix = f"{self.where}: " if self.where else ""
+        suffix = f"; {self.remedy}" if self.remedy else ""
+        super().__init__(f"{prefix}{self.what}{suffix}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a program text; lines and columns count from 1."""
+
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}"
+
+
+class ProgramError(AutopruneError):
+    """A pruning program that cannot run: `place`, `reason` and `remedy`, also for a language model to read."""
+
+    def __init__(self, reason: str, *, place: Place, remedy: str):
+        super().__init__(reason, where=str(place), remedy=remedy)
+        self.place, self.reason = place, self.what
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy that names the closest known word, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

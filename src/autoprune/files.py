@@ -1,0 +1,83 @@
+"""Folders that are written whole or not at all, and the place of caches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autoprune.errors import AutopruneError
+
+
+def cache_folder(kind: str) -> Path:
+    """Folder for cached results, created on demand: $AUTOPRUNE_CACHE, else $XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("AUTOPRUNE_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoprune"
+    folder = base / kind
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_output(out: Path, *, bytes_needed: int, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse an output folder that cannot or should not be written, before any work is done."""
+    target = out.resolve()
+    for source in (path.resolve() for path in inputs):
+        if target == source or source in target.parents or target in source.parents:
+            raise AutopruneError(
+                f"the output folder and the input {source} overlap", where=str(out), remedy="choose another --out"
+            )
+    if out.exists() and not out.is_dir():
+        raise AutopruneError("is a file, not a folder", where=str(out), remedy="choose another --out")
+    if not force and out.is_dir() and any(out.iterdir()):
+        raise AutopruneError("the folder is not empty", where=str(out), remedy="choose another --out, or add --force")
+    parent = target.parent
+    with writing_to(out):
+        parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        free = shutil.disk_usage(parent).free
+    if free < bytes_needed:
+        raise AutopruneError(
+            f"{bytes_needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free on that disk",
+            where=str(out),
+            remedy="free some space, or choose another --out",
+        )
+
+
+@contextmanager
+def finished_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends without an error.
+
+    On any error, and on Ctrl-C, the temporary folder is removed and what was at `out` is left as it was.
+    """
+    out = out.resolve()
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        try:
+            partial.chmod(0o755)
+            yield partial
+            replaced = Path(f"{partial}.replaced")
+            if out.exists():
+                out.rename(replaced)
+            partial.rename(out)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn a failed write (disk full, no permission) into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise AutopruneError(
+            f"cannot write: {error.strerror or error}",
+            where=str(path),
+            remedy="free some space or choose another place",
+        ) from error

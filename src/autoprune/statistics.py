@@ -1,0 +1,118 @@
+"""Streaming statistics of what a linear layer receives: running sums with an explicit token count.
+
+Legend: T tokens, R output rows, C input columns. Splitting the tokens into other batches gives the same result.
+Vector sums are kept in float64 (float32 where the device has no float64), the Gram matrix in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to the Gram matrix before it is inverted (SparseGPT's percdamp)."""
+
+_CHUNK = 1 << 18
+"""Elements converted to float32 at a time: what stays in a core's cache, and never a copy of a whole batch."""
+
+
+class InputStatistics:
+    """What one stream of inputs looked like. Layers that read the same input share one object.
+
+    Before any token was added every statistic is neutral (unit norm, identity Gram matrix), so that a layer no
+    token reached is scored by its weights alone.
+    """
+
+    def __init__(self, collects: Iterable[str], columns: int, device: torch.device):
+        collects = frozenset(collects)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.tokens = 0
+        self.columns, self.device = columns, device
+        self._sum_C = torch.zeros(columns, dtype=wide, device=device) if "sum" in collects else None
+        self._squares_C = torch.zeros(columns, dtype=wide, device=device) if "sum_of_squares" in collects else None
+        self._max_C = torch.zeros(columns, device=device) if "max" in collects else None
+        self._gram_CC = torch.zeros(columns, columns, device=device) if "gram" in collects else None
+
+    def add(self, input_TC: Tensor) -> None:
+        """Count a batch of inputs, shape (..., C), any floating dtype."""
+        input_TC = input_TC.reshape(-1, self.columns)
+        self.tokens += input_TC.shape[0]
+        for part_TC in input_TC.split(max(1, _CHUNK // self.columns)):
+            x_TC = part_TC.float()
+            if self._sum_C is not None:
+                self._sum_C += x_TC.sum(0)
+            if self._max_C is not None:
+                torch.maximum(self._max_C, torch.linalg.vector_norm(x_TC, torch.inf, dim=0), out=self._max_C)
+            if self._gram_CC is not None:
+                self._gram_CC.addmm_(x_TC.T, x_TC)
+            if self._squares_C is not None:
+                self._squares_C += x_TC.square().sum(0)
+
+    def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
+        """A statistic of `autoprune.language.STATISTICS` for one layer: float32, two-dimensional."""
+        match name:
+            case "weight":
+                return weight_RC.float()
+            case "depth":
+                return torch.tensor([[depth]], device=weight_RC.device)
+            case "output_norm":
+                weight_RC = weight_RC.float()
+                return (weight_RC @ self.gram * weight_RC).sum(1, keepdim=True).clamp_(min=0).sqrt_()
+        return getattr(self, name)
+
+    # One property per input statistic, named as in the table; computed once, however many layers share it.
+
+    @cached_property
+    def input_norm(self) -> Tensor:
+        return self._mean(self._squares_C, neutral=1.0).sqrt().float()[None, :]
+
+    @cached_property
+    def input_mean(self) -> Tensor:
+        return self._mean(self._sum_C, neutral=0.0).float()[None, :]
+
+    @cached_property
+    def input_std(self) -> Tensor:
+        mean_C = self._mean(self._sum_C, neutral=0.0)
+        return (self._mean(self._squares_C, neutral=1.0) - mean_C.square()).clamp(min=0).sqrt().float()[None, :]
+
+    @cached_property
+    def input_max(self) -> Tensor:
+        assert self._max_C is not None
+        return (self._max_C if self.tokens else torch.ones_like(self._max_C))[None, :]
+
+    @cached_property
+    def gram(self) -> Tensor:
+        assert self._gram_CC is not None
+        if not self.tokens:
+            return torch.eye(self.columns, device=self.device)
+        return self._gram_CC / self.tokens
+
+    @cached_property
+    def inverse_gram_diagonal(self) -> Tensor:
+        return damped_inverse_diagonal(self.gram)[None, :]
+
+    def _mean(self, total_C: Tensor | None, neutral: float) -> Tensor:
+        assert total_C is not None, "the program names a statistic that was not collected"
+        return total_C / self.tokens if self.tokens else torch.full_like(total_C, neutral)
+
+
+def damped_inverse_diagonal(gram_CC: Tensor) -> Tensor:
+    """Diagonal (C,) of (G + d mean(diag G) I)^-1 with d = DAMPING, raised tenfold until Cholesky succeeds."""
+    diagonal_C = gram_CC.diagonal()
+    scale = diagonal_C.mean()
+    if scale <= 0:  # no input was ever active
+        return torch.ones_like(diagonal_C)
+    damping = DAMPING
+    while True:
+        damped_CC = gram_CC / scale
+        damped_CC.diagonal().add_(damping)
+        factor_CC, failed = torch.linalg.cholesky_ex(damped_CC)
+        if not failed:
+            break
+        damping *= 10
+    identity_CC = torch.eye(len(diagonal_C), device=gram_CC.device)
+    inverse_factor_CC = torch.linalg.solve_triangular(factor_CC, identity_CC, upper=False)
+    return inverse_factor_CC.square().sum(0) / scale

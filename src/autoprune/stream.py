@@ -1,0 +1,189 @@
+"""One pass over the blocks of a model, all calibration micro-batches in lockstep.
+
+Every micro-batch is a coroutine that runs the model's own forward and stops at each linear layer until all
+micro-batches have arrived. Then `walk` hands the layer to its caller, who may change the weights, and the
+micro-batches go on through what is there now. So each block is computed once, a layer is seen with the inputs it
+will really receive, and nothing about a model's masks, positions or caches has to be known here.
+
+Coroutines are greenlets, because the place to stop lies deep inside code that is not ours.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from autoprune.models import BlockSource, Linear, input_device
+from autoprune.statistics import InputStatistics
+
+PROPAGATION = {
+    "one_pass": "a layer sees inputs from layers that are already pruned, its own block's included",
+    "block": "a block's layers are all measured before any is pruned, then it runs once more (Wanda's scheme)",
+    "dense": "every layer sees the inputs of the unpruned model",
+}
+
+MICRO_BATCH_TOKENS = {"cpu": 4096}
+"""Tokens that go through a layer at once, by device type: small enough for a CPU's caches."""
+_MICRO_BATCH_TOKENS_ELSEWHERE = 32_768
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A linear layer whose input statistics are complete. `depth` is its block's position in [0, 1]."""
+
+    linear: Linear
+    inputs: InputStatistics
+    depth: float
+
+    def statistics(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named statistics of the language, for this layer."""
+        weight_RC = self.linear.weight_RC
+        return {name: self.inputs.statistic(name, weight_RC, self.depth) for name in names}
+
+
+def micro_batches(tokens_BL: Tensor, device: torch.device, tokens: int | None = None) -> list[Tensor]:
+    """Split sequences so that about `tokens` tokens (default: by device) go through at once."""
+    tokens = tokens or MICRO_BATCH_TOKENS.get(device.type, _MICRO_BATCH_TOKENS_ELSEWHERE)
+    return list(tokens_BL.split(max(1, tokens // tokens_BL.shape[1])))
+
+
+def walk(
+    source: BlockSource, batches: Sequence[Tensor], *, collects: frozenset[str], propagation: str = "one_pass"
+) -> Iterator[Visit]:
+    """Every prunable layer of the model, once, in the order in which it is reached.
+
+    `batches` are token ids (B, L). `collects` names the running sums to keep; where it is empty nothing has to be
+    computed and `batches` are not used. A layer that no token reaches comes last in its block, with no tokens.
+    """
+    lockstep = _Lockstep(source, batches if collects else [], collects, propagation)
+    try:
+        yield from lockstep.visits()
+    finally:
+        lockstep.close()
+
+
+class _Batch:
+    """One micro-batch: a greenlet in the middle of the model's forward.
+
+    `at` is the linear layer it waits at, None at the end of a block. `inputs` are the statistics its last input was
+    counted in; `complete` says that it had been counted before, by another layer that read the very same tensor.
+    """
+
+    def __init__(self, model: nn.Module, tokens_BL: Tensor):
+        self.at: Linear | None = None
+        self.inputs: InputStatistics | None = None
+        self.complete = False
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+        self.driver = getcurrent()
+        self.greenlet = greenlet(lambda: model(input_ids=tokens_BL.to(input_device(model)), use_cache=False))
+
+    def run(self) -> None:
+        """Go on to the next stop. Gradients are off here only: the mode must not leak to the caller."""
+        with torch.no_grad():
+            self.greenlet.switch()
+
+    def stop(self, at: Linear | None) -> None:
+        """Called inside the greenlet: wait until `run` is called again."""
+        self.at = at
+        self.driver.switch()
+
+    def bring(self, linear: Linear, x: Tensor, inputs: Callable[[], InputStatistics]) -> None:
+        """Called inside the greenlet: count the input of a layer, if it was not counted yet, and wait there."""
+        self.complete = self._seen is not None and self._seen[0]() is x and self._seen[1] == x._version
+        if not self.complete:
+            self._seen = (weakref.ref(x), x._version)
+            self.inputs = inputs()
+            self.inputs.add(x)
+        self.stop(linear)
+
+    def close(self) -> None:
+        if not self.greenlet.dead:
+            self.greenlet.throw()
+
+
+class _Lockstep:
+    def __init__(self, source: BlockSource, batches: Sequence[Tensor], collects: frozenset[str], propagation: str):
+        self.source, self.collects, self.propagation = source, collects, propagation
+        self.batches = [_Batch(source.model, tokens_BL) for tokens_BL in batches]
+        self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
+        self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
+        self.collecting: dict[Linear, InputStatistics] = {}
+        self.hooks: list[RemovableHandle] = []
+
+    def visits(self) -> Iterator[Visit]:
+        last = len(self.source.blocks) - 1
+        for index, block in enumerate(self.source.blocks):
+            self.source.load(index)
+            self.pending = {linear.module: linear for linear in self.source.linears(index)}
+            self.hooks = [module.register_forward_pre_hook(self._arrive) for module in self.pending]
+            self.hooks.append(block.register_forward_hook(self._leave, with_kwargs=True))
+            depth = index / max(last, 1)
+            visits = (Visit(linear, inputs, depth) for linear, inputs in self._complete())
+            yield from visits if self.propagation == "one_pass" else list(visits)
+            if self.propagation == "block" and index < last:
+                for batch in self.batches:
+                    batch.run()  # through the block once more, now that it is pruned
+            self._unhook()
+            self.source.release(index)
+
+    def _complete(self) -> Iterator[tuple[Linear, InputStatistics]]:
+        """Layers of the open block, each as soon as its statistics are complete."""
+        order = {linear: position for position, linear in enumerate(self.pending.values())}
+        ready = self.batches
+        while ready:
+            for batch in ready:
+                batch.run()
+                while batch.at and batch.complete:  # as k after q: nothing to wait for
+                    assert batch.inputs is not None
+                    yield self._visited(batch.at), batch.inputs
+                    batch.run()
+            # All stand at a layer or at the end of the block. Experts may have scattered them: the first layer in
+            # order of definition is next, since no batch that is further on can come back to it.
+            waiting = [(batch.at, batch) for batch in self.batches if batch.at]
+            if not waiting:
+                break
+            first = min((linear for linear, _ in waiting), key=order.__getitem__)
+            ready = [batch for linear, batch in waiting if linear is first]
+            yield self._visited(first), self.collecting.pop(first)
+        for linear in list(self.pending.values()):  # no token reached these
+            yield self._visited(linear), self._statistics(linear)
+
+    def _visited(self, linear: Linear) -> Linear:
+        return self.pending.pop(linear.module)
+
+    def _statistics(self, linear: Linear) -> InputStatistics:
+        return InputStatistics(self.collects, linear.shape[1], linear.weight_RC.device)
+
+    def _arrive(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Before a linear layer computes."""
+        batch, linear = self.by_greenlet.get(getcurrent()), self.pending.get(module)
+        if batch and linear:
+            batch.bring(linear, args[0], lambda: self.collecting.setdefault(linear, self._statistics(linear)))
+
+    def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """After a block has computed."""
+        batch = self.by_greenlet.get(getcurrent())
+        if batch is None:
+            return None
+        batch.stop(None)
+        if self.propagation == "block":
+            output = block.forward(*args, **kwargs)
+            batch.stop(None)
+        return output
+
+    def _unhook(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+
+    def close(self) -> None:
+        self._unhook()
+        for batch in self.batches:
+            batch.close()
