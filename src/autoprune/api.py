@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from autoprune import algorithms
-from autoprune.data import bos_rule, token_sequences
+from autoprune.data import bos_rule, check_size, token_sequences
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.files import check_output
@@ -71,8 +71,7 @@ class PruneReport:
     """What was done. `sparsity` is the share of zeros over all prunable weights, as measured afterwards."""
 
     model: str
-    algorithm: str
-    digest: str
+    algorithm: dict[str, str]
     target: str
     compare: str
     requested: int
@@ -162,11 +161,20 @@ def prune(
              if program.collects and layer.calibration_tokens == 0]  # fmt: skip
     for line in notes:
         progress.note(line)
-    settings = {"calibration": text, "propagation": propagation, "seed": seed, "dtype": str(opened.model.dtype)}
+    settings = {
+        "calibration": text,
+        "propagation": propagation,
+        "seed": seed,
+        "dtype": str(opened.model.dtype).removeprefix("torch."),
+    }
     report = PruneReport(
         model=opened.name,
-        algorithm=program.name,
-        digest=program.digest,
+        algorithm={
+            "name": program.name,
+            "hash": program.digest,
+            "text": program.text,
+            "canonical": program.canonical,
+        },
         target=str(target),
         compare=recipe.compare,
         requested=sum(layer.requested for layer in layers),
@@ -182,7 +190,7 @@ def prune(
         return report
     progress.stage(f"writing {folder}", 1)
     report = replace(report, out=str(folder))
-    save(opened, folder, {SIDECAR: json.dumps(_sidecar(report, program), indent=1) + "\n"})
+    save(opened, folder, {SIDECAR: json.dumps(_sidecar(report), indent=1) + "\n"})
     clock.lap("save")
     return report
 
@@ -206,6 +214,7 @@ def evaluate(
     """
     progress = progress or Silent()
     opened = _opened(model, tokenizer, dtype, device, progress)
+    check_size(sequences, length)
     check_length(opened.model, length)
     rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
     tokens_BL = token_sequences(data, opened.tokenizer, sequences=sequences, length=length, bos=rule)
@@ -265,14 +274,13 @@ def _calibration(
     on_cpu = input_device(opened.model).type == "cpu"
     chosen_sequences, chosen_length = _ON_CPU if on_cpu else _WITH_ACCELERATOR
     chosen_length = min(chosen_length, context_length(opened.model) or chosen_length)
-    if sequences is None or length is None:
-        place = "the CPU" if on_cpu else "the accelerator"
-        progress.note(
-            f"calibration: {sequences or chosen_sequences} sequences of {length or chosen_length} tokens, chosen for "
-            f"{place}; --sequences and --length change it"
-        )
+    chosen = [f"{name} {value}" for name, value, given in (
+        ("--sequences", chosen_sequences, sequences), ("--length", chosen_length, length)) if given is None]  # fmt: skip
+    if chosen:
+        progress.note(f"calibration: {' '.join(chosen)}, chosen for {'the CPU' if on_cpu else 'the accelerator'}")
     sequences = chosen_sequences if sequences is None else sequences
     length = chosen_length if length is None else length
+    check_size(sequences, length)
     check_length(opened.model, length)
     if calibration == SELF:
         sampling = Sampling(sequences=sequences, length=length, seed=seed)
@@ -309,16 +317,10 @@ def _evaluation_mode(model: Any):
         model.train(training)
 
 
-def _sidecar(report: PruneReport, program: Program) -> dict[str, Any]:
-    algorithm = {
-        "name": program.name,
-        "hash": program.digest,
-        "text": program.text,
-        "canonical": program.canonical,
-    }
+def _sidecar(report: PruneReport) -> dict[str, Any]:
     packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-    return {"format": 1, "algorithm": algorithm, **report.to_dict(), "versions": versions}
+    return {"format": 1, **report.to_dict(), "versions": versions}
 
 
 __all__ = ["Evaluation", "Progress", "PruneReport", "evaluate", "prune"]

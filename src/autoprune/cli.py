@@ -8,51 +8,40 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from autoprune.errors import AutopruneError
 
 if TYPE_CHECKING:
     from autoprune.api import PruneReport
+    from autoprune.demo import DemoRow
     from autoprune.evaluate import Evaluation
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Remove weights from a causal language model, without retraining.\n\n"
-    "Start with [bold]autoprune demo[/bold], or prune your own model:\n\n"
-    "[dim]autoprune prune ./my-model --out ./pruned --algorithm wanda --sparsity 0.5[/dim]",
-)
-
-_MODEL = "Hub id, local folder, .gguf file, or 'demo' (SmolLM2-135M, needs no network)."
-_DTYPE = "Compute in: auto (the checkpoint's own), float32, bfloat16, float16."
-_DEVICE = "auto, cpu, cuda, cuda:1, mps."
-_JSON = "Print one JSON object on stdout and nothing else there."
+_MODEL_HELP = "MODEL is a hub id, a local folder, a .gguf file, or 'demo' (SmolLM2-135M, needs no network)."
+_TEXT_HELP = "file:PATH (.txt, or .jsonl with `text`) or hub:NAME[:CONFIG][:SPLIT]"
 
 
 def main() -> NoReturn:
     """Run the command line; exit code 0, 2 for what the user can mend, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    code: int = 0
     try:
-        code = app(standalone_mode=False)
+        code = cli(standalone_mode=False) or 0
     except AutopruneError as error:
         code = _fail(str(error), 2)
     except click.ClickException as error:
-        code = _fail(" ".join(error.format_message().split()), 2)
+        code = _fail(f"{' '.join(error.format_message().split())} See autoprune --help", 2)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted; no output was written", 130)
+        code = _fail("interrupted; no unfinished output was left behind", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
-        code = 0
-    sys.exit(code or 0)
+    sys.exit(code)
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -65,53 +54,87 @@ def _fail(message: str, code: int) -> int:
 
 
 def _quiet() -> None:
-    """Libraries speak through our own messages only; a user who wants them sets TRANSFORMERS_VERBOSITY."""
+    """Let libraries speak through our messages only, unless TRANSFORMERS_VERBOSITY asks for more."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         transformers_logging.set_verbosity_error()
-        logging.getLogger("datasets").setLevel(logging.ERROR)
+        for name in ("datasets", "huggingface_hub"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
 
 
 def _print_json(record: dict[str, Any]) -> None:
-    print(json.dumps(record, allow_nan=False, default=str))
+    print(json.dumps(record))
 
 
-@app.command("prune")
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command that opens a model takes."""
+    for option in (
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else there."
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
+        click.option(
+            "--dtype",
+            default="auto",
+            show_default=True,
+            help="Compute in: auto (the checkpoint's own), float32, bfloat16 or float16.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with `autoprune demo`, or prune your own model: "
+    "`autoprune prune ./my-model --out ./pruned --sparsity 0.5`",
+)
+@click.version_option(metadata.version("autoprune"))
+def cli() -> None:
+    """Remove weights from a causal language model, without retraining."""
+
+
+@cli.command("prune", epilog=_MODEL_HELP)
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the result; new or empty.")
+@click.option(
+    "--algorithm",
+    default="wanda",
+    show_default=True,
+    help="Library name (see `autoprune algorithms`) or program file.",
+)
+@click.option("--sparsity", type=float, help="Share of weights to remove, in [0, 1). Give this or --pattern.")
+@click.option("--pattern", help="n:m, n weights kept of m consecutive inputs, as 2:4.")
+@click.option("--compare", help="row or layer: where weights compete, instead of the algorithm's own choice.")
+@click.option(
+    "--calibration",
+    default="self",
+    show_default=True,
+    help=f"self (the model writes its own text), {_TEXT_HELP}.",
+)
+@click.option("--sequences", type=int, help="Calibration sequences.  [default: 128; on a CPU 32]")
+@click.option("--length", type=int, help="Tokens per sequence.  [default: 2048; on a CPU 512]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the self-written text.")
+@click.option(
+    "--propagation",
+    default="one_pass",
+    show_default=True,
+    help="What a layer is judged by: one_pass (inputs from all that is pruned so far, its own block included), "
+    "block (from pruned earlier blocks; Wanda's scheme) or dense (from the unpruned model).",
+)
+@click.option("--force", is_flag=True, help="Replace what is in --out.")
+@_shared_options
 def _prune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
-    out: Annotated[Path, typer.Option(help="Folder for the pruned checkpoint; must be new or empty.")],
-    algorithm: Annotated[
-        str, typer.Option(help="Library name (see `autoprune algorithms`) or a program file.")
-    ] = "wanda",
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights to remove, in [0, 1).")] = None,
-    pattern: Annotated[str | None, typer.Option(help="n:m, n kept of m consecutive inputs, as 2:4.")] = None,
-    compare: Annotated[str | None, typer.Option(help="row or layer, instead of the algorithm's own.")] = None,
-    calibration: Annotated[
-        str, typer.Option(help="self (the model writes its own), file:PATH (.txt, .jsonl), hub:NAME[:CONFIG][:SPLIT].")
-    ] = "self",
-    sequences: Annotated[
-        int | None, typer.Option(help="Calibration sequences (default: 128, on a CPU 32).", show_default=False)
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens per sequence (default: 2048, on a CPU 512).", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of self-written calibration text.")] = 0,
-    propagation: Annotated[
-        str, typer.Option(help="Inputs a layer is judged by: one_pass (pruned so far), block (Wanda's), dense.")
-    ] = "one_pass",
-    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "auto",
-    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace a non-empty --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=_JSON)] = False,
+    model: str, out: Path, algorithm: str, sparsity: float | None, pattern: str | None, as_json: bool, **settings: Any
 ) -> None:
     """Prune MODEL and write a checkpoint that from_pretrained loads as it is."""
     from autoprune.algorithms import load
     from autoprune.sparsity import Target
 
-    Target.of(sparsity, pattern)  # what is cheap to refuse is refused before torch models are touched
+    Target.of(sparsity, pattern)  # what is cheap to refuse is refused before a model is opened
     program = load(algorithm)
     _quiet()
     from autoprune.api import prune
@@ -119,21 +142,7 @@ def _prune(
 
     with TerminalProgress() as progress:
         report = prune(
-            model,
-            algorithm=program,
-            sparsity=sparsity,
-            pattern=pattern,
-            compare=compare,
-            calibration=calibration,
-            sequences=sequences,
-            length=length,
-            seed=seed,
-            propagation=propagation,
-            dtype=dtype,
-            device=device,
-            out=out,
-            force=force,
-            progress=progress,
+            model, algorithm=program, sparsity=sparsity, pattern=pattern, out=out, progress=progress, **settings
         )
     if as_json:
         _print_json(report.to_dict())
@@ -145,99 +154,91 @@ def _print_prune(report: PruneReport) -> None:
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report.durations_s.items())
     print(f"{report.zeros:,} of {report.weights:,} weights in {len(report.layers)} layers are zero")
     print(f"sparsity   {report.sparsity:.4%} (requested {report.requested / report.weights:.4%}, {report.target})")
-    print(f"algorithm  {report.algorithm} ({report.digest}), compared by {report.compare}")
+    print(f"algorithm  {report.algorithm['name']} ({report.algorithm['hash']}), compared by {report.compare}")
     if report.skipped:
         print(f"not pruned {len(report.skipped)} matrices that are not linear layers; see autoprune.json")
     print(f"time       {seconds}")
     print(f"load it    AutoModelForCausalLM.from_pretrained({report.out!r})")
 
 
-@app.command("eval")
-def _eval(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
-    data: Annotated[str, typer.Option(help="file:PATH (.txt, .jsonl) or hub:NAME[:CONFIG][:SPLIT].")],
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 2048,
-    sequences: Annotated[
-        int | None, typer.Option(help="Take the first N sequences (default: all).", show_default=False)
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Reference model: KL divergence, agreement and paired difference to it.")
-    ] = None,
-    bos: Annotated[
-        str, typer.Option(help="auto, none, start (once, before the text), every (sequence). auto: as the field does.")
-    ] = "auto",
-    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "auto",
-    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help=_JSON)] = False,
-) -> None:
+@cli.command("eval", epilog=_MODEL_HELP)
+@click.argument("model")
+@click.option("--data", required=True, help=f"{_TEXT_HELP}.")
+@click.option("--length", type=int, default=2048, show_default=True, help="Tokens per sequence.")
+@click.option("--sequences", type=int, help="Take the first N sequences.  [default: all]")
+@click.option("--against", help="Reference model: also print the KL divergence, agreement and difference to it.")
+@click.option(
+    "--bos",
+    default="auto",
+    show_default=True,
+    help="Start token: none, start (once before the text), every (sequence); auto does as the field does: every for "
+    "Gemma, start where the tokenizer adds one itself, else none.",
+)
+@_shared_options
+def _eval(model: str, as_json: bool, **settings: Any) -> None:
     """Perplexity of MODEL on a text, as the pruning literature measures it."""
     _quiet()
     from autoprune.api import evaluate
     from autoprune.terminal import TerminalProgress
 
     with TerminalProgress() as progress:
-        evaluation = evaluate(
-            model,
-            data=data,
-            length=length,
-            sequences=sequences,
-            against=against,
-            bos=bos,
-            dtype=dtype,
-            device=device,
-            progress=progress,
-        )
+        evaluation = evaluate(model, progress=progress, **settings)
     if as_json:
-        _print_json({"model": model, "data": data, **asdict(evaluation)})
+        _print_json({"model": model, "data": settings["data"], **asdict(evaluation)})
     else:
         _print_evaluation(evaluation)
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:
-    print(f"perplexity      {evaluation.perplexity:.4f} ({evaluation.nats_per_token:.5f} nats/token)")
-    print(f"tokens          {evaluation.tokens:,} scored, {evaluation.sequences} sequences of {evaluation.length}")
+    print(f"perplexity       {evaluation.perplexity:.4f} ({evaluation.nats_per_token:.5f} nats/token)")
+    print(f"tokens           {evaluation.tokens:,} scored, {evaluation.sequences} sequences of {evaluation.length}")
     if (other := evaluation.against) is not None:
-        print(f"reference       perplexity {other.reference_perplexity:.4f}")
-        print(f"KL(ref || this) {other.kl_nats_per_token:.5f} nats/token")
-        print(f"top-1 agreement {other.top1_agreement:.2%}")
+        print(f"reference        perplexity {other.reference_perplexity:.4f}")
+        print(f"KL(ref || model) {other.kl_nats_per_token:.5f} nats/token")
+        print(f"top-1 agreement  {other.top1_agreement:.2%}")
         print(
-            f"difference      {other.difference_nats_per_token:+.5f} nats/token, "
+            f"difference       {other.difference_nats_per_token:+.5f} nats/token, "
             f"95 % interval {other.difference_low:+.5f} to {other.difference_high:+.5f} (paired bootstrap)"
         )
 
 
-@app.command("algorithms")
-def _algorithms(name: Annotated[str | None, typer.Argument(help="Show the program text of one.")] = None) -> None:
-    """List the library of pruning algorithms, or show one."""
+@cli.command("algorithms")
+@click.argument("name", required=False)
+def _algorithms(name: str | None) -> None:
+    """List the library of pruning algorithms, or print the text of the one called NAME."""
     from autoprune import algorithms
 
     if name is not None:
-        print(algorithms.load(name).text, end="")
+        click.echo(algorithms.load(name).text, nl=False)
         return
     for known in algorithms.names():
-        print(f"{known:<12} {algorithms.load(known).doc}")
+        click.echo(f"{known:<12} {algorithms.load(known).doc}")
 
 
-@app.command("check")
-def _check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A program file, or the name of a library program.")],
-    operators: Annotated[bool, typer.Option("--language", help="Also print the tables of the language.")] = False,
-) -> None:
-    """Explain a pruning program, or say what is wrong with it and where."""
+@cli.command("check")
+@click.argument("file")
+@click.option("--language", is_flag=True, help="Also print the tables of the language.")
+def _check(file: str, language: bool) -> None:
+    """Explain the pruning program in FILE (or of that library name), or say what is wrong with it and where."""
     from autoprune import algorithms
     from autoprune.language import explain, reference
 
-    print(explain(algorithms.load(file)))
-    if operators:
-        print(f"\n{reference()}")
+    click.echo(explain(algorithms.load(file)))
+    if language:
+        click.echo(f"\n{reference()}")
 
 
-@app.command("demo")
-def _demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pruned models.")] = Path("demo-out"),
-    force: Annotated[bool, typer.Option("--force", help="Replace results of an earlier demo.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=_JSON)] = False,
-) -> None:
+@cli.command("demo")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for the pruned models.",
+)
+@click.option("--force", is_flag=True, help="Replace the results of an earlier demo.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else there.")
+def _demo(out: Path, force: bool, as_json: bool) -> None:
     """Prune SmolLM2-135M at 60 % with magnitude and Wanda, and compare. A few minutes, no network."""
     _quiet()
     from autoprune.demo import run_demo
@@ -247,9 +248,16 @@ def _demo(
         rows = run_demo(out, force=force, progress=progress)
     if as_json:
         _print_json({"rows": [asdict(row) for row in rows]})
-        return
-    table = Table(title="SmolLM2-135M on text the dense model wrote (held out)")
-    for heading in ("model", "zeros", "perplexity", "KL to dense, nats/token", "same top token", "folder to load"):
+    else:
+        _print_demo(rows)
+
+
+def _print_demo(rows: list[DemoRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="SmolLM2-135M, measured on held-out text that the dense model wrote")
+    for heading in ("model", "zeros", "perplexity", "KL to dense (nats/token)", "same top token", "folder to load"):
         table.add_column(heading, justify="left" if heading in ("model", "folder to load") else "right")
     for row in rows:
         other = row.evaluation.against

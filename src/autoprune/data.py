@@ -49,7 +49,7 @@ def token_sequences(source: str, tokenizer: Any, *, sequences: int | None, lengt
 
     The last partial sequence is dropped; too little text is an error that says how much there was.
     """
-    _check_size(sequences, length)
+    check_size(sequences, length)
     prefix = [tokenizer.bos_token_id] if bos == "start" else []
     own = length - 1 if bos == "every" else length  # tokens of text in each sequence
     wanted = None if sequences is None else sequences * own - len(prefix)
@@ -68,7 +68,8 @@ def token_sequences(source: str, tokenizer: Any, *, sequences: int | None, lengt
     return tokens_BL
 
 
-def _check_size(sequences: int | None, length: int) -> None:
+def check_size(sequences: int | None, length: int) -> None:
+    """Refuse an amount of text that makes no sense."""
     if sequences is not None and sequences < 1:
         raise AutopruneError(f"--sequences {sequences} is less than 1", remedy="ask for at least one sequence")
     if length < 2:
@@ -157,7 +158,7 @@ def _hub(spec: str) -> Iterator[str]:
     if len(rest) > 2:
         raise AutopruneError(f"'hub:{spec}' has too many parts", remedy="use hub:NAME[:CONFIG][:SPLIT]")
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise AutopruneError("hub: needs the datasets package", remedy="run: pip install 'autoprune[hub]'") from None
     try:

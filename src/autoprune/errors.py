@@ -31,9 +31,13 @@ class Place:
 class ProgramError(AutopruneError):
     """A pruning program that cannot run: `place`, `reason` and `remedy`, also for a language model to read."""
 
-    def __init__(self, reason: str, *, place: Place, remedy: str):
-        super().__init__(reason, where=str(place), remedy=remedy)
+    def __init__(self, reason: str, *, place: Place, remedy: str, file: str = ""):
+        super().__init__(reason, where=f"{file}, {place}" if file else str(place), remedy=remedy)
         self.place, self.reason = place, self.what
+
+    def in_file(self, file: str) -> ProgramError:
+        """The same error, naming the file."""
+        return ProgramError(self.reason, place=self.place, remedy=self.remedy, file=file)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

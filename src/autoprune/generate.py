@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, finished_folder
 from autoprune.models import fingerprint, input_device
 
@@ -50,8 +49,6 @@ def self_calibration(
 
     Cached by the content of the model and the settings. `on_tokens` is told how many tokens were written.
     """
-    if sampling.sequences < 1 or sampling.length < 2:
-        raise AutopruneError("nothing to write", remedy="use --sequences of at least 1 and --length of at least 2")
     start = start_token(tokenizer, model)
     settings = json.dumps([asdict(sampling), start, fingerprint(model)], sort_keys=True)
     folder = cache_folder("self_calibration") / hashlib.sha256(settings.encode()).hexdigest()[:32]

@@ -154,7 +154,8 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(memoryview(parameter.data.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        content: Any = parameter.data.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -249,6 +250,9 @@ def save(opened: OpenModel, out: Path, sidecar: dict[str, str]) -> None:
             raise OSError(None, str(error).removeprefix("Error while serializing: ")) from error
         for name, text in sidecar.items():
             (folder / name).write_text(text, "utf-8")
+        mode = (folder / "config.json").stat().st_mode
+        for file in folder.iterdir():  # weights arrive readable by their owner only
+            file.chmod(mode)
 
 
 def weight_bytes(model: nn.Module) -> int:

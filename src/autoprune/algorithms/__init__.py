@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from autoprune.errors import AutopruneError, nearest
+from autoprune.errors import AutopruneError, ProgramError, nearest
 from autoprune.language import Program, read_program
 
 _PACKAGE, _SUFFIX = "autoprune.algorithms", ".prune"
@@ -35,4 +35,7 @@ def load_file(path: Path) -> Program:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise AutopruneError(f"cannot read the program: {reason}", where=str(path), remedy="check the path") from None
-    return read_program(text, name=path.stem)
+    try:
+        return read_program(text, name=path.stem)
+    except ProgramError as error:
+        raise error.in_file(str(path)) from None
