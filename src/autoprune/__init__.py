@@ -1,6 +1,10 @@
 """autoprune: remove weights from any causal language model, with algorithms that are small texts."""
 
-from autoprune.api import Evaluation, Progress, PruneReport, evaluate, prune
-from autoprune.errors import AutopruneError, ProgramError
+from autoprune.memory import prefer_huge_pages
+
+prefer_huge_pages()  # before torch allocates
+
+from autoprune.api import Evaluation, Progress, PruneReport, evaluate, prune  # noqa: E402
+from autoprune.errors import AutopruneError, ProgramError  # noqa: E402
 
 __all__ = ["AutopruneError", "Evaluation", "ProgramError", "Progress", "PruneReport", "evaluate", "prune"]

@@ -32,7 +32,7 @@ from autoprune.models import (
     save,
     weight_bytes,
 )
-from autoprune.prune import PrunedLayer, Recipe, prune_blocks
+from autoprune.prune import PrunedLayer, Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
 from autoprune.stream import PROPAGATION
 
@@ -142,6 +142,8 @@ def prune(
         inputs = (opened.folder,) if opened.folder else ()
         check_output(folder, bytes_needed=weight_bytes(opened.model), force=force, inputs=inputs)
     source = InMemoryBlocks(opened.model)
+    for linear in all_linears(source):
+        target.check_layer(linear.name, linear.shape[1])
     clock.lap("open")
 
     tokens_BL, text = None, None
@@ -149,7 +151,7 @@ def prune(
         tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
         clock.lap("calibration")
     recipe = Recipe(program=program, target=target, compare=compare or program.compare, propagation=propagation)
-    total = sum(R * C for index in range(len(source.blocks)) for R, C in _shapes(source, index))
+    total = sum(linear.weight_RC.numel() for linear in all_linears(source))
     progress.stage(f"pruning with {program.name} to {target}", total)
     with _evaluation_mode(opened.model):
         layers = prune_blocks(
@@ -261,10 +263,6 @@ def _opened(model: Any, tokenizer: Any, dtype: str, device: str, progress: Progr
     return OpenModel(model=model, tokenizer=tokenizer, name=name, stored_dtype=model.dtype)
 
 
-def _shapes(source: InMemoryBlocks, index: int) -> list[tuple[int, int]]:
-    return [linear.shape for linear in source.linears(index)]
-
-
 def _calibration(
     opened: OpenModel, calibration: str, sequences: int | None, length: int | None, seed: int, progress: Progress
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -274,8 +272,8 @@ def _calibration(
     on_cpu = input_device(opened.model).type == "cpu"
     chosen_sequences, chosen_length = _ON_CPU if on_cpu else _WITH_ACCELERATOR
     chosen_length = min(chosen_length, context_length(opened.model) or chosen_length)
-    chosen = [f"{name} {value}" for name, value, given in (
-        ("--sequences", chosen_sequences, sequences), ("--length", chosen_length, length)) if given is None]  # fmt: skip
+    defaults = {"--sequences": (sequences, chosen_sequences), "--length": (length, chosen_length)}
+    chosen = [f"{name} {default}" for name, (given, default) in defaults.items() if given is None]
     if chosen:
         progress.note(f"calibration: {' '.join(chosen)}, chosen for {'the CPU' if on_cpu else 'the accelerator'}")
     sequences = chosen_sequences if sequences is None else sequences

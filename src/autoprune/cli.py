@@ -55,6 +55,7 @@ def _fail(message: str, code: int) -> int:
 
 def _quiet() -> None:
     """Let libraries speak through our messages only, unless TRANSFORMERS_VERBOSITY asks for more."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -42,6 +42,6 @@ class ProgramError(AutopruneError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A remedy that names the closest known word, or all of them."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

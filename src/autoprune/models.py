@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -143,10 +143,24 @@ def _skipped(block: nn.Module, prefix: str) -> dict[str, str]:
 def check_finite(model: nn.Module) -> None:
     """Refuse a model with NaN or infinite weights, naming the tensor."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.data).all():
-            raise AutopruneError(
-                "the weights hold NaN or infinite values", where=name, remedy="use an undamaged checkpoint"
-            )
+        _require_finite(parameter.data, name)
+
+
+def _check_files_finite(folder: Path) -> bool:
+    """The same for the safetensors files of a folder, without keeping their pages in memory; False if it has none."""
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                _require_finite(tensors.get_tensor(name), f"{file}, tensor {name}")
+    return bool(files)
+
+
+def _require_finite(weight: Tensor, name: str) -> None:
+    if weight.is_floating_point() and not torch.isfinite(weight).all():
+        raise AutopruneError(
+            "the weights hold NaN or infinite values", where=name, remedy="use an undamaged checkpoint"
+        )
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -194,6 +208,7 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
         raise AutopruneError(f"unknown dtype '{dtype}'", remedy=f"use auto, {', '.join(DTYPES)}")
     location, options = _locate(str(name))
     try:
+        checked = _check_files_finite(Path(location))
         config = transformers.AutoConfig.from_pretrained(location, **options)
         _refuse_quantized(config, str(name))
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
@@ -217,7 +232,8 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
         )
     _forget_quantization(model)
     model.eval().requires_grad_(False)
-    check_finite(model)
+    if not checked:
+        check_finite(model)
     return OpenModel(
         model=model.to(resolve_device(device)),
         tokenizer=tokenizer,

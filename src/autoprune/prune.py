@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoprune.errors import AutopruneError
 from autoprune.language import Program, interpret
-from autoprune.models import BlockSource, input_device
+from autoprune.models import BlockSource, Linear, input_device
 from autoprune.sparsity import Target, count_zeros, keep_mask, zero_pruned_
 from autoprune.stream import micro_batches, walk
 
@@ -37,14 +37,17 @@ class PrunedLayer:
     calibration_tokens: int
 
 
+def all_linears(source: BlockSource) -> list[Linear]:
+    """Every prunable layer of the model, block by block."""
+    return [linear for index in range(len(source.blocks)) for linear in source.linears(index)]
+
+
 def prune_blocks(
     source: BlockSource, recipe: Recipe, tokens_BL: Tensor | None, on_layer: Callable[[PrunedLayer], None]
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text."""
     program, target = recipe.program, recipe.target
-    linears = [linear for index in range(len(source.blocks)) for linear in source.linears(index)]
-    for linear in linears:
-        target.check_layer(linear.name, linear.shape[1])
+    linears = all_linears(source)
     counts = target.counts([linear.shape[0] * linear.shape[1] for linear in linears])
     count_of = dict(zip(linears, counts, strict=True))
     batches = []

@@ -26,7 +26,7 @@ class Target:
     group: int = 0
 
     def __str__(self) -> str:
-        return f"{self.keep}:{self.group}" if self.group else f"{float(self.fraction):g}"
+        return f"{self.keep}:{self.group}" if self.group else f"{float(self.fraction):.10g}"
 
     @classmethod
     def of(cls, sparsity: float | None = None, pattern: str | None = None) -> Target:
@@ -38,7 +38,7 @@ class Target:
             )
         if pattern is not None:
             return cls._of_pattern(pattern)
-        if isinstance(sparsity, bool) or not 0 <= float(sparsity or 0) < 1:
+        if isinstance(sparsity, bool | str) or not 0 <= float(sparsity or 0) < 1:
             raise AutopruneError(
                 f"sparsity {sparsity} is outside [0, 1)", remedy="give the share of weights to remove, as in 0.6"
             )

@@ -28,7 +28,7 @@ class InputStatistics:
 
     def __init__(self, collects: Iterable[str], columns: int, device: torch.device):
         collects = frozenset(collects)
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        self._wide = wide = torch.float32 if device.type == "mps" else torch.float64
         self.tokens = 0
         self.columns, self.device = columns, device
         self._sum_C = torch.zeros(columns, dtype=wide, device=device) if "sum" in collects else None
@@ -39,17 +39,23 @@ class InputStatistics:
     def add(self, input_TC: Tensor) -> None:
         """Count a batch of inputs, shape (..., C), any floating dtype."""
         input_TC = input_TC.reshape(-1, self.columns)
+        if len(input_TC) == 0:
+            return
         self.tokens += input_TC.shape[0]
+        # A standard deviation is the small difference of two large sums: those need more than float32.
+        both = self._sum_C is not None and self._squares_C is not None
         for part_TC in input_TC.split(max(1, _CHUNK // self.columns)):
-            x_TC = part_TC.float()
+            x_TC = part_TC.to(self._wide if both else torch.float32)
             if self._sum_C is not None:
                 self._sum_C += x_TC.sum(0)
-            if self._max_C is not None:
-                torch.maximum(self._max_C, torch.linalg.vector_norm(x_TC, torch.inf, dim=0), out=self._max_C)
-            if self._gram_CC is not None:
-                self._gram_CC.addmm_(x_TC.T, x_TC)
             if self._squares_C is not None:
                 self._squares_C += x_TC.square().sum(0)
+            if self._max_C is not None:
+                largest_C = torch.linalg.vector_norm(x_TC, torch.inf, dim=0).to(torch.float32)
+                torch.maximum(self._max_C, largest_C, out=self._max_C)
+            if self._gram_CC is not None:
+                x_TC = x_TC.float()
+                self._gram_CC.addmm_(x_TC.T, x_TC)
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
         """A statistic of `autoprune.language.STATISTICS` for one layer: float32, two-dimensional."""
@@ -100,11 +106,16 @@ class InputStatistics:
 
 
 def damped_inverse_diagonal(gram_CC: Tensor) -> Tensor:
-    """Diagonal (C,) of (G + d mean(diag G) I)^-1 with d = DAMPING, raised tenfold until Cholesky succeeds."""
+    """Diagonal (C,) of (G + d mean(diag G) I)^-1 with d = DAMPING, raised tenfold until Cholesky succeeds.
+
+    NaN where G is not finite.
+    """
     diagonal_C = gram_CC.diagonal()
     scale = diagonal_C.mean()
     if scale <= 0:  # no input was ever active
         return torch.ones_like(diagonal_C)
+    if not torch.isfinite(gram_CC).all():
+        return torch.full_like(diagonal_C, torch.nan)
     damping = DAMPING
     while True:
         damped_CC = gram_CC / scale

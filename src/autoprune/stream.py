@@ -20,6 +20,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.statistics import InputStatistics
 
@@ -62,6 +63,8 @@ def walk(
     `batches` are token ids (B, L). `collects` names the running sums to keep; where it is empty nothing has to be
     computed and `batches` are not used. A layer that no token reaches comes last in its block, with no tokens.
     """
+    if collects and input_device(source.model).type == "cpu":
+        reuse_freed_memory()
     lockstep = _Lockstep(source, batches if collects else [], collects, propagation)
     try:
         yield from lockstep.visits()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,16 +24,16 @@ def load(name_or_path: str | Path) -> Program:
     name, path = str(name_or_path), Path(name_or_path)
     if name in names():
         return read_program((files(_PACKAGE) / f"{name}{_SUFFIX}").read_text("utf-8"), name=name)
-    if path.suffix or "/" in name or path.is_file():
+    if path.suffix or "/" in name or os.path.isfile(path):  # unlike Path.is_file, never raises
         return load_file(path)
-    raise AutopruneError(f"unknown algorithm '{name}'", remedy=f"{nearest(name, names())} Or give a program file")
+    raise AutopruneError(f"unknown algorithm '{name[:80]}'", remedy=f"{nearest(name, names())} Or give a program file")
 
 
 def load_file(path: Path) -> Program:
     """A program from a text file."""
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise AutopruneError(f"cannot read the program: {reason}", where=str(path), remedy="check the path") from None
     try:

@@ -38,7 +38,7 @@ def canonical_tape(tape: Tape) -> Tape:
         if new_index == len(keys):
             keys.append(_sort_key(folded or new, keys))
         renamed[index] = new_index
-    return _ordered(Tape(builder.nodes, renamed[tape.result]))
+    return _ordered(Tape(builder.nodes, renamed[tape.result], tape.place))
 
 
 def _round32(value: float) -> float:
@@ -67,7 +67,10 @@ def _sort_key(node: Node, keys: list[tuple[int, int, str]]) -> tuple[int, int, s
 
 
 def _ordered(tape: Tape) -> Tape:
-    """Depth-first order from the result, so that equal functions have equal tapes."""
+    """Depth-first order from the result, deepest operand first: one order for equal functions, with few live values."""
+    depth: list[int] = []
+    for node in tape.nodes:
+        depth.append(1 + max((depth[argument] for argument in node.arguments), default=0))
     builder = TapeBuilder()
     renamed: dict[int, int] = {}
     stack = [tape.result]
@@ -75,13 +78,13 @@ def _ordered(tape: Tape) -> Tape:
         index = stack[-1]
         missing = [argument for argument in tape.nodes[index].arguments if argument not in renamed]
         if missing:
-            stack.extend(reversed(missing))
+            stack.extend(sorted(missing, key=depth.__getitem__))
             continue
         stack.pop()
         node = tape.nodes[index]
         arguments = tuple(renamed[argument] for argument in node.arguments)
         renamed[index] = builder.add(Node(node.operator, arguments, node.value, node.over, node.place))
-    return Tape(builder.nodes, renamed[tape.result])
+    return Tape(builder.nodes, renamed[tape.result], tape.place)
 
 
 def print_program(options: Mapping[str, str], score: Tape) -> str:

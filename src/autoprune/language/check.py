@@ -26,17 +26,21 @@ def infer_types(tape: Tape) -> dict[int, Type]:
             if kind is None:
                 raise _mismatch(node, OPERATORS[node.operator], arguments)
             types[index] = kind
-    result, place = types[tape.result], tape.nodes[tape.result].place
+    result = types[tape.result]
     if result is not Type.RC:
         remedy = "combine it with abs(weight)" if result is not Type.CC else "use weight @ it"
-        raise ProgramError(f"score is {describe(result)}, not {describe(Type.RC)}", place=place, remedy=remedy)
+        raise ProgramError(f"score is {describe(result)}, not {describe(Type.RC)}", place=tape.place, remedy=remedy)
+    return types
+
+
+def check_memory(tape: Tape, types: dict[int, Type]) -> None:
+    """Refuse a tape that would keep too many matrices at once, in the order in which it runs."""
     if (live := _most_live(tape, types)) > MAX_LIVE:
         raise ProgramError(
             f"{live} matrices are alive at once, more than {MAX_LIVE}",
-            place=place,
+            place=tape.place,
             remedy="use intermediate results sooner",
         )
-    return types
 
 
 def _mismatch(node: Node, operator: Operator, arguments: tuple[Type, ...]) -> ProgramError:
@@ -53,7 +57,7 @@ def _mismatch(node: Node, operator: Operator, arguments: tuple[Type, ...]) -> Pr
                 remedy = "a scalar has nothing to go over; remove the call"
             else:
                 axis = "columns" if arguments[0] is Type.C else "rows"
-                remedy = f'{describe(arguments[0])} only has over="{axis}" or over="all"'
+                remedy = f'{describe(arguments[0])} takes over="{axis}" or over="all"'
         case _:
             remedy = "reduce the CC first, as in diagonal(gram), or multiply by it: x @ gram"
     over = f' over "{node.over}"' if node.over else ""

@@ -1,7 +1,7 @@
 """The table of operators. Checker, interpreter, printer, documentation (and later grammar and prompt) read it.
 
-Every operator is total: for finite arguments it gives a finite result. Its *guard* says what it gives outside
-its mathematical domain; results are held within ±1e30, so that float32 never overflows.
+Every operator is total: for arguments within ±1e30 it gives a result within ±1e30, so that float32 never
+overflows. Its *guard* says what it gives outside its mathematical domain.
 Numeric functions take and return two-dimensional float32 tensors (see `types`).
 """
 
@@ -66,6 +66,8 @@ class Operator:
                 return Type.C if first is Type.CC else None
         if any(other is not Type.SCALAR for other in rest):
             return None
+        if self.kind == "normalize" and first is Type.CC:
+            return first
         remaining = reduced(first, over or "all")
         return remaining if self.kind == "reduce" or remaining is None else first
 
@@ -121,11 +123,14 @@ def _mean(x: Tensor, dim: int) -> Tensor:
 
 
 def _std(x: Tensor, dim: int) -> Tensor:
-    return _held((x - _mean(x, dim)).square_().mean(dim, keepdim=True)).sqrt_()
+    deviation = _norm(x - _mean(x, dim), dim) / x.shape[dim] ** 0.5
+    # The mean of equal values may be off by a rounding error.
+    return torch.where(x.amax(dim, keepdim=True) == x.amin(dim, keepdim=True), 0.0, deviation)
 
 
 def _norm(x: Tensor, dim: int) -> Tensor:
-    return _held(x.square().sum(dim, keepdim=True)).sqrt_()
+    largest = x.abs().amax(dim, keepdim=True)  # squares of what remains neither overflow nor vanish
+    return _held(_divide(x, largest).square_().sum(dim, keepdim=True).sqrt_() * largest)
 
 
 def _quantile(x: Tensor, q: Tensor, dim: int) -> Tensor:
@@ -162,7 +167,7 @@ def _cumulative_sum(x: Tensor, dim: int) -> Tensor:
 
 
 def _matmul(x: Tensor, gram: Tensor) -> Tensor:
-    # Products of huge values overflow to infinities of both signs, whose sum is undefined: 0.
+    # Products of huge values may overflow to infinities of both signs, whose sum is not a number.
     return _held((x @ gram).nan_to_num_(nan=0.0))
 
 
@@ -247,7 +252,7 @@ _ROWS = [
         function=_matmul,
         symbol="@",
         doc="Matrix product with a CC on the right.",
-        guard="infinities that cancel give 0",
+        guard="where products beyond 1e30 cancel, anything within ±1e30",
     ),
     Operator(
         name="diagonal",

@@ -112,6 +112,7 @@ def _syntax_tree(text: str) -> ast.Module:
             remedy="shorten it",
         )
     try:
+        text.encode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ast warns of odd escapes; they are refused or harmless here
             return ast.parse(text)
@@ -128,7 +129,7 @@ def _syntax_tree(text: str) -> ast.Module:
 def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
     match body:
         case [ast.Expr(value=ast.Constant(value=str(doc))), *rest]:
-            return " ".join(doc.split()), rest
+            return " ".join(doc.encode(errors="replace").decode().split()), rest
     return "", body
 
 
@@ -142,7 +143,8 @@ def _option(statement: ast.Assign) -> tuple[str, str]:
         raise _refuse(statement, f"unknown option '{name}'", nearest(name, OPTIONS))
     if value not in OPTIONS[name]:
         choices = " or ".join(f'"{choice}"' for choice in OPTIONS[name])
-        raise _refuse(statement, f"{name} cannot be {value!r}", f"use {choices}")
+        given = repr(value[:40]) if isinstance(value, str) else type(value).__name__
+        raise _refuse(statement, f"{name} cannot be {given}", f"use {choices}")
     return name, value
 
 
@@ -162,12 +164,14 @@ class _FunctionReader:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     if name in OPERATORS:
                         raise _refuse(statement, f"'{name}' is an operator", "choose another name")
+                    if not name.isascii():  # places count bytes, and look-alike letters mislead
+                        raise _refuse(statement, "a name with letters beyond ASCII", "choose another name")
                     self.names[name] = self._expression(value, 1)
                 case ast.Return(value=ast.expr() as value):
                     result = self._expression(value, 1)
                     if position < len(body) - 1:
                         raise _refuse(body[position + 1], "nothing may follow return", "remove it")
-                    return Tape(self.builder.nodes, result)
+                    return Tape(self.builder.nodes, result, _place(value))
                 case _:
                     raise _refuse(statement)
         raise _refuse(self.definition, "score returns nothing", "end it with return and an RC expression")
@@ -182,6 +186,7 @@ class _FunctionReader:
             or arguments.kwonlyargs
             or arguments.posonlyargs
             or arguments.defaults
+            or getattr(definition, "type_params", None)
             or any(argument.annotation for argument in arguments.args)
         )
         if not plain:
@@ -189,6 +194,8 @@ class _FunctionReader:
         for argument in arguments.args:
             if argument.arg not in STATISTICS:
                 raise _refuse(argument, f"unknown statistic '{argument.arg}'", nearest(argument.arg, STATISTICS))
+            if argument.arg in self.names:
+                raise _refuse(argument, f"'{argument.arg}' is named twice", "name it once")
             node = Node(STATISTIC, value=argument.arg, place=_place(argument))
             self.names[argument.arg] = self.builder.add(node)
 
@@ -206,7 +213,9 @@ class _FunctionReader:
                 return self._constant(node, value)
             case ast.Name(id=name):
                 return self._name(node, name)
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(
+                value, bool
+            ):
                 return self._constant(node, -value)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return apply("negate", operand)
@@ -216,11 +225,15 @@ class _FunctionReader:
                 return apply(_INFIX[type(op)], left, right)
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _INFIX:
                 return apply(_INFIX[type(op)], left, right)
+            case ast.Compare(ops=[ast.Is() | ast.IsNot() | ast.In() | ast.NotIn() as op]):
+                raise _refuse(node, f"'{type(op).__name__}' is not part of the language", "compare with ==, <, > ...")
             case ast.Compare():
                 raise _refuse(node, "comparisons cannot be chained", "use minimum(a < b, b < c)")
             case ast.Call(func=ast.Name(id=name)):
                 operator, over = self._call(node, name)
                 return apply(operator, *node.args, over=over)
+            case ast.Call(func=function):
+                raise _refuse(function)
         raise _refuse(node)
 
     def _add(self, node: Node) -> int:
@@ -248,17 +261,21 @@ class _FunctionReader:
         if operator is None:
             raise _refuse(node, f"unknown operator '{name}'", nearest(name, OPERATORS))
         over = "all" if operator.takes_axis else None
+        if len(node.keywords) > 1:
+            raise _refuse(node, "more than one option", f"write {operator.signature}")
         for keyword in node.keywords:
             if keyword.arg != "over" or not operator.takes_axis:
-                raise _refuse(node, f"{name} has no option '{keyword.arg}'", f"write {operator.signature}")
+                raise _refuse(node, f"{name} has no option '{keyword.arg or '**'}'", f"write {operator.signature}")
             match keyword.value:
                 case ast.Constant(value=str(axis)) if axis in AXES:
                     over = axis
                 case _:
                     choices = ", ".join(f'"{axis}"' for axis in AXES)
                     raise _refuse(keyword.value, "over names an axis", f"use one of {choices}")
-        starred = any(isinstance(argument, ast.Starred) for argument in node.args)
-        if len(node.args) != operator.arity or starred:
+        for argument in node.args:
+            if isinstance(argument, ast.Starred):
+                raise _refuse(argument)
+        if len(node.args) != operator.arity:
             raise _refuse(
                 node,
                 f"{name} takes {operator.arity} argument{'s' * (operator.arity > 1)}, not {len(node.args)}",

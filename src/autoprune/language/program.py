@@ -52,10 +52,11 @@ class TapeBuilder:
 
 @dataclass(frozen=True)
 class Tape:
-    """The steps of one function; `result` is the index of the node that is returned."""
+    """The steps of one function; `result` is the index of the node that is returned, `place` where it is."""
 
     nodes: tuple[Node, ...]
     result: int
+    place: Place = field(default=Place(), compare=False)
 
     def used(self) -> set[int]:
         """Indices of the nodes that the result depends on."""

@@ -50,8 +50,6 @@ def reduced(kind: Type, over: str) -> Type | None:
         return None
     if over == "all":
         return Type.SCALAR
-    if kind is Type.CC:
-        return Type.C
     if over == "rows":
-        return {Type.RC: Type.C, Type.R: Type.SCALAR}.get(kind)
+        return {Type.RC: Type.C, Type.CC: Type.C, Type.R: Type.SCALAR}.get(kind)
     return {Type.RC: Type.R, Type.C: Type.SCALAR}.get(kind)

@@ -1,0 +1,205 @@
+"""The library programs against their formulas, written here with plain torch on the inputs themselves.
+
+Legend: T tokens, R output rows, C input columns of the layer y = W x.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from autoprune import algorithms
+from autoprune.errors import AutopruneError, ProgramError
+from autoprune.language import Program, interpret, read_program
+from autoprune.statistics import InputStatistics
+
+GOOD = "def score(weight):\n    return abs(weight)\n"
+
+
+def score(program: Program, weight_RC: Tensor, input_TC: Tensor) -> Tensor:
+    """The score as a run computes it, collecting only what the program asks for."""
+    stream = InputStatistics(program.collects, weight_RC.shape[1], weight_RC.device)
+    stream.add(input_TC)
+    named = {name: stream.statistic(name, weight_RC, 0.5) for name in program.statistics}
+    return interpret(program.score, named)
+
+
+def magnitude(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
+    return weight_RC.abs()
+
+
+def wanda(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
+    return weight_RC.abs() * input_TC.square().mean(0).sqrt()
+
+
+def ria(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
+    magnitude_RC = weight_RC.abs()
+    relative_RC = magnitude_RC / magnitude_RC.sum(0) + magnitude_RC / magnitude_RC.sum(1, keepdim=True)
+    return relative_RC * input_TC.square().mean(0).sqrt().sqrt()
+
+
+def obs(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
+    gram_CC = input_TC.T @ input_TC / len(input_TC)
+    damping = 0.01 * gram_CC.diag().mean() * torch.eye(len(gram_CC), dtype=gram_CC.dtype)
+    return weight_RC.square() / torch.linalg.inv(gram_CC + damping).diag()
+
+
+FORMULAS = {"magnitude": magnitude, "wanda": wanda, "ria": ria, "obs": obs}
+COMPARE = {"magnitude": "layer", "wanda": "row", "ria": "layer", "obs": "row"}
+
+
+def test_every_library_program_has_a_formula():
+    assert algorithms.names() == sorted(FORMULAS) == sorted(COMPARE)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+)
+def test_score_equals_the_formula(name: str, shape: tuple[int, int, int], seed: int, scale: float):
+    T, R, C = shape
+    generator = torch.Generator().manual_seed(seed)
+    weight_RC = torch.randn(R, C, generator=generator) / scale
+    input_TC = torch.randn(T, C, generator=generator) * scale
+    expected = FORMULAS[name](weight_RC.double(), input_TC.double()).float()
+    torch.testing.assert_close(score(algorithms.load(name), weight_RC, input_TC), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_bfloat16_layers_are_scored_in_float32(name: str):
+    generator = torch.Generator().manual_seed(0)
+    weight_RC = torch.randn(6, 9, generator=generator).bfloat16()
+    input_TC = torch.randn(50, 9, generator=generator).bfloat16()
+    result = score(algorithms.load(name), weight_RC, input_TC)
+    torch.testing.assert_close(result, FORMULAS[name](weight_RC.double(), input_TC.double()).float(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_zero_weights_and_dead_inputs_give_finite_scores(name: str):
+    weight_RC = torch.zeros(4, 5)
+    weight_RC[0, 0] = 1.0
+    input_TC = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    input_TC[:, 2] = 0
+    for inputs in (input_TC, torch.zeros(20, 5), torch.zeros(0, 5)):
+        result = score(algorithms.load(name), weight_RC, inputs)
+        assert result.isfinite().all()
+        assert result[0, 0] == result.max()
+
+
+@pytest.mark.parametrize("name", COMPARE)
+def test_compare(name: str):
+    assert algorithms.load(name).compare == COMPARE[name]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_library_programs_are_described(name: str):
+    program = algorithms.load(name)
+    assert program.name == name
+    assert program.doc
+    assert read_program(program.canonical).digest == program.digest
+
+
+def test_only_magnitude_needs_no_text():
+    assert [name for name in algorithms.names() if not algorithms.load(name).collects] == ["magnitude"]
+
+
+def test_digests_differ():
+    assert len({algorithms.load(name).digest for name in algorithms.names()}) == len(algorithms.names())
+
+
+@pytest.mark.parametrize(("name", "near"), [("wandaa", "wanda"), ("Wanda", "wanda"), ("mag", "magnitude")])
+def test_an_unknown_name_suggests_the_nearest(name: str, near: str):
+    with pytest.raises(AutopruneError, match=f"unknown algorithm '{name}'; did you mean '{near}'"):
+        algorithms.load(name)
+
+
+@pytest.mark.parametrize("name", ["", "xyzzy", "..", "a\0b"])
+def test_a_name_like_no_other_lists_all(name: str):
+    with pytest.raises(AutopruneError, match="known: magnitude, obs, ria, wanda"):
+        algorithms.load(name)
+
+
+def test_a_file_is_named_by_its_stem(tmp_path: Path):
+    path = tmp_path / "mine.prune"
+    path.write_text(GOOD)
+    for given_path in (path, str(path)):
+        program = algorithms.load(given_path)
+        assert program.name == "mine"
+        assert program.digest == algorithms.load_file(path).digest
+
+
+def test_a_file_without_a_suffix_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text(GOOD)
+    assert algorithms.load("mine").name == "mine"
+
+
+def test_a_file_cannot_hide_a_library_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wanda").write_text(GOOD)
+    assert algorithms.load("wanda").collects
+    assert not algorithms.load("./wanda").collects
+
+
+@pytest.mark.parametrize("name", ["missing.prune", "folder/missing"])
+def test_a_missing_file_is_named(name: str, tmp_path: Path):
+    path = tmp_path / name
+    with pytest.raises(AutopruneError, match="No such file") as caught:
+        algorithms.load(path)
+    assert caught.value.where == str(path)
+    assert caught.value.remedy
+
+
+def test_a_folder_is_no_program(tmp_path: Path):
+    with pytest.raises(AutopruneError, match="directory"):
+        algorithms.load(tmp_path)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path):
+    path = tmp_path / "latin.prune"
+    path.write_bytes(b"# \xe9\n" + GOOD.encode())
+    with pytest.raises(AutopruneError, match="not UTF-8") as caught:
+        algorithms.load_file(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("def score(weight):\n    return foo(weight)\n", 2, 12),
+        ("def score(weight, gram):\n    t = abs(weight)\n    return t + gram\n", 3, 12),
+        ("def score(weight):\n    return (weight\n", 2, 12),
+        ("", 1, 1),
+    ],
+)
+def test_an_error_in_a_file_names_file_line_and_column(text: str, line: int, column: int, tmp_path: Path):
+    path = tmp_path / "mine.prune"
+    path.write_text(text)
+    with pytest.raises(ProgramError) as caught:
+        algorithms.load(path)
+    assert (caught.value.place.line, caught.value.place.column) == (line, column)
+    assert str(caught.value).startswith(f"{path}, line {line}, column {column}: ")
+    assert caught.value.remedy
+
+
+def test_a_program_text_in_place_of_a_name_is_refused():
+    with pytest.raises(AutopruneError):
+        algorithms.load(GOOD + "# this comment is long" * 20)
+
+
+def test_a_path_with_a_null_byte_is_refused():
+    with pytest.raises(AutopruneError):
+        algorithms.load("a\0b.prune")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path):
+    path = tmp_path / "windows.prune"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert algorithms.load_file(path).digest == read_program(GOOD).digest
