@@ -10,6 +10,7 @@ import ast
 import itertools
 import math
 import re
+import runpy
 import time
 from pathlib import Path
 
@@ -883,3 +884,9 @@ def test_reading_a_program_has_no_effect(tmp_path: Path):
         refusal(f"def score(weight={expression}):\n    return weight\n")
         refusal(f"@{expression}\n" + program("weight"))
     assert not trap.exists()
+
+
+def test_the_language_page_is_up_to_date():
+    folder = Path(__file__).parent.parent / "docs"
+    written = runpy.run_path(str(folder / "make_language.py"))["language_page"]()
+    assert (folder / "language.md").read_text("utf-8") == written

@@ -218,13 +218,16 @@ def evaluate(
     opened = _opened(model, tokenizer, dtype, device, progress)
     check_size(sequences, length)
     check_length(opened.model, length)
+    if opened.tokenizer is None:
+        raise AutopruneError("evaluation needs the model's tokenizer", remedy="pass tokenizer=")
     rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
     tokens_BL = token_sequences(data, opened.tokenizer, sequences=sequences, length=length, bos=rule)
     _check_vocabulary(opened.model, tokens_BL, opened.name)
     reference = None
     if against is not None:
-        reference = _opened(against, tokenizer or opened.tokenizer, dtype, device, progress).model
-        _check_vocabulary(reference, tokens_BL, str(against))
+        other = _opened(against, tokenizer or opened.tokenizer, dtype, device, progress)
+        reference = other.model
+        _check_vocabulary(reference, tokens_BL, other.name)
         if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
             raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
     progress.stage(f"evaluating {opened.name}", len(tokens_BL))

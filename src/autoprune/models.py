@@ -256,14 +256,19 @@ def resolve_device(device: str) -> torch.device:
 
 
 def save(opened: OpenModel, out: Path, sidecar: dict[str, str]) -> None:
-    """Write plain safetensors, config and tokenizer, plus `sidecar` texts by file name, whole or not at all."""
+    """Write safetensors, config, tokenizer (if there is one) and `sidecar` texts by file name, whole or not at all."""
     with finished_folder(out) as folder:
         try:
             opened.model.to(opened.stored_dtype)
             opened.model.save_pretrained(folder)
-            opened.tokenizer.save_pretrained(folder)
-        except SafetensorError as error:
-            raise OSError(None, str(error).removeprefix("Error while serializing: ")) from error
+            if opened.tokenizer is not None:
+                opened.tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # what safetensors and tokenizers raise on a full disk has no common class
+            if "os error" not in str(error):
+                raise
+            raise OSError(None, str(error)) from error
         for name, text in sidecar.items():
             (folder / name).write_text(text, "utf-8")
         mode = (folder / "config.json").stat().st_mode
