@@ -231,7 +231,7 @@ def evaluate(
         if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
             raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
     progress.stage(f"evaluating {opened.name}", len(tokens_BL))
-    with _evaluation_mode(opened.model):
+    with _evaluation_mode(opened.model), _evaluation_mode(reference or opened.model):
         return evaluate_tokens(opened.model, tokens_BL, against=reference, on_sequence=lambda: progress.advance(1))
 
 
@@ -310,12 +310,14 @@ def _check_vocabulary(model: Any, tokens_BL: Tensor, name: str) -> None:
 
 @contextmanager
 def _evaluation_mode(model: Any):
-    training = model.training
+    """Dropout off; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _sidecar(report: PruneReport) -> dict[str, Any]:

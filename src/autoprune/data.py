@@ -13,6 +13,7 @@ else "start" where the tokenizer adds one by itself, else "none".
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _pieces(source: str) -> Iterator[str]:
     """The text in pieces, in order; joined they are the documents with a blank line between them."""
     kind, _, rest = source.partition(":")
     if kind == "file" and rest:
-        path = Path(rest).expanduser()
+        path = Path(os.path.expanduser(rest))  # unlike Path.expanduser, never raises
         return _joined(_jsonl(path)) if path.suffix in (".jsonl", ".json") else _plain(path)
     if kind == "hub" and rest:
         return _joined(_hub(rest))
@@ -140,6 +141,10 @@ def _text_field(line: str, where: str) -> str:
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise AutopruneError("no field 'text'", where=where, remedy='as in {"text": "..."}')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AutopruneError("half a surrogate pair", where=where, remedy="write it as UTF-8") from None
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,12 +34,13 @@ def check_output(out: Path, *, bytes_needed: int, force: bool, inputs: tuple[Pat
         raise AutopruneError("is a file, not a folder", where=str(out), remedy="choose another --out")
     if not force and out.is_dir() and any(out.iterdir()):
         raise AutopruneError("the folder is not empty", where=str(out), remedy="choose another --out, or add --force")
-    parent = target.parent
+    existing = next(parent for parent in target.parents if parent.exists())
     with writing_to(out):
-        parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        free = shutil.disk_usage(parent).free
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a folder")
+        if not os.access(existing, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        free = shutil.disk_usage(existing).free
     if free < bytes_needed:
         raise AutopruneError(
             f"{bytes_needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free on that disk",

@@ -6,6 +6,8 @@ Legend: R output rows, C input columns of a linear layer.
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,7 +27,18 @@ DEMO = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers, tokenizers and safetensors raise for unreadable input.
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    EOFError,
+    struct.error,
+    SafetensorError,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,6 +170,8 @@ def _check_files_finite(folder: Path) -> bool:
 
 
 def _require_finite(weight: Tensor, name: str) -> None:
+    if weight.dtype.itemsize == 1:  # 8-bit floats have no isfinite of their own
+        weight = weight.float()
     if weight.is_floating_point() and not torch.isfinite(weight).all():
         raise AutopruneError(
             "the weights hold NaN or infinite values", where=name, remedy="use an undamaged checkpoint"
@@ -208,15 +223,18 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
         raise AutopruneError(f"unknown dtype '{dtype}'", remedy=f"use auto, {', '.join(DTYPES)}")
     location, options = _locate(str(name))
     try:
-        checked = _check_files_finite(Path(location))
         config = transformers.AutoConfig.from_pretrained(location, **options)
         _refuse_quantized(config, str(name))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
+        checked = _check_files_finite(Path(location))
+        tokenizer = None
+        if _has_tokenizer(Path(location)):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
         stored = torch.bfloat16 if "gguf_file" in options else getattr(config, "dtype", None) or "auto"
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             location,
             dtype=DTYPES.get(dtype, stored),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the name of the tensor
             **options,
             **(_unpacked_gguf() if "gguf_file" in options else {}),
         )
@@ -259,7 +277,9 @@ def save(opened: OpenModel, out: Path, sidecar: dict[str, str]) -> None:
     """Write safetensors, config, tokenizer (if there is one) and `sidecar` texts by file name, whole or not at all."""
     with finished_folder(out) as folder:
         try:
-            opened.model.to(opened.stored_dtype)
+            if opened.model.dtype != opened.stored_dtype:  # parameters only: buffers are not stored weights
+                for parameter in opened.model.parameters():
+                    parameter.data = parameter.data.to(opened.stored_dtype)
             opened.model.save_pretrained(folder)
             if opened.tokenizer is not None:
                 opened.tokenizer.save_pretrained(folder)
@@ -285,18 +305,25 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """What from_pretrained takes for a name: a folder or hub id, and options."""
     if name == DEMO:
         return _demo_folder()
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, never raises
+    if os.path.isfile(path):  # never raises, whatever the name
         if path.suffix != ".gguf":
             raise AutopruneError("is a file, but not a .gguf file", where=name, remedy="give the model's folder")
         return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise AutopruneError("the folder has no config.json", where=name, remedy="give a model folder")
         return str(path), {}
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf") or not name.strip():
         raise AutopruneError("no such model folder or file", where=name or "MODEL", remedy="check the path")
     return name, {}
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """False only for a local folder without any tokenizer file: enough for what needs no text."""
+    return not os.path.isdir(folder) or any(
+        next(folder.glob(pattern), None) for pattern in ("*token*", "vocab*", "*.model", "*.gguf")
+    )
 
 
 def _demo_folder() -> tuple[str, dict[str, Any]]:
@@ -345,7 +372,7 @@ def _unreadable(name: str, location: str, error: Exception) -> AutopruneError:
         return AutopruneError(
             f"a safetensors file is corrupt ({message})", where=name, remedy="download or copy the checkpoint again"
         )
-    if not Path(location).exists():
+    if not os.path.exists(location):
         return AutopruneError(
             "no such folder here, and no such model in the local hub cache or on the hub",
             where=name,
