@@ -1,4 +1,4 @@
-"""Settings that all tests share: deterministic Hypothesis, two threads, a cache of their own."""
+"""Settings that all tests share: deterministic Hypothesis, one thread, a cache of their own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,8 @@ settings.register_profile(
     "autoprune", derandomize=True, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("autoprune")
-torch.set_num_threads(2)
+# Test processes run side by side; more threads than cores would spin, waiting for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

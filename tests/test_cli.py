@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+import tiny
 from autoprune import algorithms
 from autoprune.cli import main
 
@@ -240,8 +240,8 @@ def test_a_missing_argument_is_one_line(run: Run, command: list[str], work: Path
 
 def test_no_command_at_all_shows_help(run: Run, work: Path):
     ran = run()
-    assert ran.code == 2
-    assert "Usage" in ran.err
+    assert ran.code == 0
+    assert "Usage" in ran.out
 
 
 def test_a_program_with_a_type_error_names_the_place(run: Run, checkpoint: Path, text: Path, work: Path):
@@ -487,6 +487,24 @@ def test_ctrl_c_while_writing_leaves_nothing(
     assert list(work.iterdir()) == []
 
 
+def test_ctrl_c_while_replacing_keeps_what_was_there(
+    run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (work / "out").mkdir()
+    (work / "out" / "autoprune.json").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if (self / "config.json").exists():  # the finished folder is about to take its place
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--force", *small(text))
+    assert ran.code == 130
+    assert sorted(path.name for path in work.rglob("*")) == ["autoprune.json", "out"]
+
+
 def test_sigterm_is_as_ctrl_c(run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch):
     def terminate(*_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -517,13 +535,13 @@ def test_a_full_disk_leaves_what_was_in_the_output_folder(
     run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (work / "out").mkdir()
-    (work / "out" / "old").write_text("old")
+    (work / "out" / "autoprune.json").write_text("old")
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", write_some_then_fail)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--force", *small(text))
     assert ran.code == 2
     assert "No space left on device" in ran.error
-    assert sorted(path.name for path in work.rglob("*")) == ["old", "out"]
-    assert (work / "out" / "old").read_text() == "old"
+    assert sorted(path.name for path in work.rglob("*")) == ["autoprune.json", "out"]
+    assert (work / "out" / "autoprune.json").read_text() == "old"
 
 
 def test_too_little_space_is_known_before_any_work(

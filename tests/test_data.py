@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from autoprune import data
 from autoprune.data import bos_rule, token_sequences
 from autoprune.errors import AutopruneError
@@ -130,6 +130,15 @@ def test_more_is_read_where_tokens_are_long(write: Write):
     count = len(ids_of(text)) // 32 - 3
     assert torch.equal(
         token_sequences(write(text), TOKENIZER, sequences=count, length=32), cut(ids_of(text), count, 32)
+    )
+
+
+@pytest.mark.parametrize("length", range(2036, 2056))
+def test_tokens_at_the_cut_are_not_trusted(write: Write, length: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "_CHARACTERS_PER_TOKEN", 6)  # so that the first guess is just about too little
+    text = "weight größe " * 2000
+    assert torch.equal(
+        token_sequences(write(text), TOKENIZER, sequences=1, length=length), cut(ids_of(text), 1, length)
     )
 
 

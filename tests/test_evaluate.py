@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tiny
 from autoprune import evaluate
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import bootstrap_interval, evaluate_tokens, perplexity
@@ -184,9 +184,7 @@ def test_a_folder_is_evaluated_as_the_live_model(text: str, tmp_path: Path):
 
 def test_a_different_vocabulary_is_refused(text: str):
     with pytest.raises(AutopruneError, match="different vocabularies"):
-        evaluate(
-            tiny.model(), tokenizer=tiny.tokenizer(), data=text, length=32, against=tiny.model(vocab_size=400)
-        )
+        evaluate(tiny.model(), tokenizer=tiny.tokenizer(), data=text, length=32, against=tiny.model(vocab_size=400))
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(text: str):

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import autoprune
+import tiny
 from autoprune.api import SIDECAR
 from autoprune.errors import AutopruneError
+from autoprune.files import finished_folder
 from autoprune.language import interpret, read_program
 from autoprune.models import InMemoryBlocks, find_blocks
 from autoprune.prune import Recipe, all_linears, prune_blocks
@@ -426,10 +427,55 @@ def test_force_replaces_the_folder_and_leaves_nothing_else(checkpoint: Path, tmp
     out = tmp_path / "out"
     (out / "old").mkdir(parents=True)
     (out / "old" / "file").write_text("old")
+    (out / "autoprune.json").write_text("{}")
     autoprune.prune(checkpoint, out=out, force=True, **TEXTLESS)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not (out / "old").exists()
     assert (out / "model.safetensors").is_file()
+
+
+def test_force_does_not_replace_a_folder_of_something_else(checkpoint: Path, tmp_path: Path):
+    (tmp_path / "thesis").write_text("precious")
+    with pytest.raises(AutopruneError, match="not a result"):
+        autoprune.prune(checkpoint, out=tmp_path, force=True, **TEXTLESS)
+    assert (tmp_path / "thesis").read_text() == "precious"
+
+
+def test_generation_settings_that_transformers_would_not_save_are_kept(checkpoint: Path, tmp_path: Path):
+    model = tiny.model()
+    model.generation_config.temperature = 0.6  # without do_sample
+    autoprune.prune(model, tokenizer=tiny.tokenizer(), out=tmp_path / "out", **TEXTLESS)
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.6
+    assert model.generation_config.temperature == 0.6
+
+
+def test_a_failed_swap_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), finished_folder(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "old").read_text() == "old"
+
+
+def test_weights_that_blocks_share_are_pruned_once():
+    model = tiny.model()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    report = autoprune.prune(model, algorithm="magnitude", sparsity=0.5)
+    names = {layer.name for layer in report.layers}
+    assert "model.layers.0.mlp.up_proj" in names
+    assert "model.layers.1.mlp.up_proj" not in names
+    assert report.skipped["model.layers.1.mlp.up_proj"] == "shares the weight of model.layers.0.mlp.up_proj"
 
 
 def test_without_force_a_filled_folder_is_refused(checkpoint: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ HELD_OUT = (
     "that had passed. In winter nobody came to visit him, but he was never bored. He read novels from the town's "
     "library, repaired clocks for the people in the village, and taught a crow to bring him shiny stones.\n\n"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Other test processes share the cores; threads that wait for each other are several times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +136,7 @@ def test_dense_perplexity_of_wikitext_is_that_of_a_direct_computation(dense: Ope
     text = WIKITEXT.read_text("utf-8")
     ids = dense.tokenizer(text[:60_000], add_special_tokens=False, verbose=False).input_ids
     tokens_BL = torch.tensor(ids[: 4 * 1024]).view(4, 1024)
-    assert torch.equal(
-        tokens_BL, token_sequences(f"file:{WIKITEXT}", dense.tokenizer, sequences=4, length=1024)
-    )
+    assert torch.equal(tokens_BL, token_sequences(f"file:{WIKITEXT}", dense.tokenizer, sequences=4, length=1024))
     with torch.no_grad():
         losses = [dense.model(input_ids=row[None], labels=row[None]).loss.item() for row in tokens_BL]
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / 4), rel=0.01)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from autoprune.errors import AutopruneError
 from autoprune.models import InMemoryBlocks, Linear
 from autoprune.stream import PROPAGATION, Visit, micro_batches, walk
 
@@ -161,7 +163,7 @@ def test_layers_share_statistics_exactly_where_they_read_the_same_tensor(archite
     source = InMemoryBlocks(model)
     inputs = inputs_of(model, names_of(source), tokens_BL)
     visits = list(walk(source, tokens_BL.split(2), collects=WANDA))
-    for before, after in zip(visits, visits[1:], strict=False):
+    for before, after in pairwise(visits):
         same_input = inputs[before.linear.name] is inputs[after.linear.name]
         assert (before.inputs is after.inputs) == same_input, f"{before.linear.name}, {after.linear.name}"
 
@@ -267,11 +269,31 @@ def test_closing_early_leaves_the_model_as_it_was(architecture: str, propagation
 def test_an_exception_of_the_consumer_leaves_the_model_as_it_was(propagation: str):
     model, tokens_BL = tiny.model(), tiny.tokens()
     before = model(input_ids=tokens_BL).logits
+    visits = walk(InMemoryBlocks(model), tokens_BL.split(2), collects=WANDA, propagation=propagation)
+
+    def consume() -> None:
+        for visit in visits:
+            _ = 1 // (visit.linear.block - 1)  # fails in the second block
+
     with pytest.raises(ZeroDivisionError):
-        for visit in walk(InMemoryBlocks(model), tokens_BL.split(2), collects=WANDA, propagation=propagation):
-            _ = 1 // (visit.linear.block - 1)
+        consume()
+    visits.close()  # this function holds the generator; a loop's own is closed with it
     assert hooks_left(model) == 0
     assert torch.equal(model(input_ids=tokens_BL).logits, before)
+
+
+@pytest.mark.parametrize("propagation", PROPAGATION)
+def test_a_loop_that_fails_needs_no_closing(propagation: str):
+    model, tokens_BL = tiny.model(), tiny.tokens()
+
+    def consume() -> None:
+        for visit in walk(InMemoryBlocks(model), tokens_BL.split(2), collects=WANDA, propagation=propagation):
+            _ = 1 // (visit.linear.block - 1)
+
+    with pytest.raises(ZeroDivisionError) as kept:  # the traceback is alive
+        consume()
+    assert kept.value
+    assert hooks_left(model) == 0
 
 
 def test_an_exception_inside_the_forward_reaches_the_consumer():
@@ -389,3 +411,43 @@ def test_an_expert_that_no_token_reaches_has_neutral_statistics():
     visits = walk(InMemoryBlocks(ExpertModel()), routed_tokens().split(1), collects=WANDA)
     unreached = next(visit for visit in visits if visit.inputs.tokens == 0)
     assert torch.equal(unreached.inputs.input_norm, torch.ones(1, 8))
+
+
+class SometimesFirst(nn.Module):
+    """Two layers that read the very same tensor; the first is called only for even first tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sometimes, self.always = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, route: Tensor) -> Tensor:
+        y = torch.zeros_like(x) if route[0, 0] % 2 else self.sometimes(x)
+        return x + torch.tanh(y + self.always(x))
+
+
+@pytest.mark.parametrize("propagation", PROPAGATION)
+def test_statistics_are_not_shared_where_some_batches_skipped_the_first_layer(propagation: str):
+    model = ExpertModel()
+    model.blocks = nn.ModuleList([SometimesFirst()])
+    tokens_BL = torch.arange(12).reshape(4, 3)
+    visits = list(walk(InMemoryBlocks(model), tokens_BL.split(1), collects=WANDA, propagation=propagation))
+    seen = {visit.linear.name: visit.inputs.tokens for visit in visits}
+    assert seen == {"blocks.0.sometimes": 6, "blocks.0.always": 12}
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, route: Tensor) -> Tensor:
+        x += self.linear(x)
+        return x
+
+
+def test_a_block_that_changes_its_input_is_not_run_twice():
+    model = ExpertModel()
+    model.blocks = nn.ModuleList([InPlace(), InPlace()])
+    with pytest.raises(AutopruneError, match="one_pass"):
+        list(walk(InMemoryBlocks(model), [routed_tokens()], collects=WANDA, propagation="block"))
+    assert hooks_left(model) == 0

@@ -12,8 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-torch.set_num_threads(1)  # for tensors this small, two threads mostly wait for each other
-
 VOCABULARY = 384
 BOS, EOS = 0, 1
 BLOCKS = 2

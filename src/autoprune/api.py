@@ -15,10 +15,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from autoprune import algorithms
-from autoprune.data import bos_rule, check_size, token_sequences
+from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
-from autoprune.files import check_output
+from autoprune.files import SIDECAR, check_output, check_space
 from autoprune.generate import Sampling, self_calibration
 from autoprune.language import Program
 from autoprune.language.program import OPTIONS
@@ -28,6 +28,7 @@ from autoprune.models import (
     check_finite,
     context_length,
     input_device,
+    local_files,
     open_model,
     save,
     weight_bytes,
@@ -37,10 +38,10 @@ from autoprune.sparsity import Target
 from autoprune.stream import PROPAGATION
 
 SELF = "self"
-SIDECAR = "autoprune.json"
 
 # Calibration amounts (sequences, tokens per sequence) where the user names none.
 _WITH_ACCELERATOR, _ON_CPU = (128, 2048), (32, 512)
+_EVALUATION_LENGTH = 2048
 
 
 class Progress(Protocol):
@@ -122,7 +123,8 @@ def prune(
     `model` is a hub id, a folder, a .gguf file or "demo", or a live transformers model (then with its `tokenizer`;
     `dtype` and `device` are left as they are). Give `sparsity` in [0, 1) or `pattern` n:m (n kept of m).
     `algorithm` is a library name, a program file or a Program; `compare` overrides its group, "row" or "layer".
-    Raises AutopruneError, before anything is written, where the request cannot be met.
+    Raises AutopruneError, before anything is written, where the request cannot be met; a live model may then be
+    pruned in part.
     """
     progress = progress or Silent()
     clock = _Clock()
@@ -136,11 +138,12 @@ def prune(
             raise AutopruneError(f"unknown {name} '{value}'", remedy=f"use {', '.join(known)}")
     folder = Path(out) if out is not None else None
     if folder is not None:
-        check_output(folder, bytes_needed=0, force=force)
+        check_output(folder, force=force, inputs=local_files(model))
+    if program.collects and calibration != SELF:
+        check_source(calibration)
     opened = _opened(model, tokenizer, dtype, device, progress)
     if folder is not None:
-        inputs = (opened.folder,) if opened.folder else ()
-        check_output(folder, bytes_needed=weight_bytes(opened.model), force=force, inputs=inputs)
+        check_space(folder, weight_bytes(opened.model))
     source = InMemoryBlocks(opened.model)
     for linear in all_linears(source):
         target.check_layer(linear.name, linear.shape[1])
@@ -150,6 +153,10 @@ def prune(
     if program.collects:
         tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
         clock.lap("calibration")
+    elif calibration != SELF or sequences or length:
+        progress.note(f"{program.name} reads the weights only: calibration settings are not used")
+    if compare and target.group:
+        progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     recipe = Recipe(program=program, target=target, compare=compare or program.compare, propagation=propagation)
     total = sum(linear.weight_RC.numel() for linear in all_linears(source))
     progress.stage(f"pruning with {program.name} to {target}", total)
@@ -168,6 +175,7 @@ def prune(
         "propagation": propagation,
         "seed": seed,
         "dtype": str(opened.model.dtype).removeprefix("torch."),
+        "device": str(input_device(opened.model)),
     }
     report = PruneReport(
         model=opened.name,
@@ -202,7 +210,7 @@ def evaluate(
     *,
     data: str,
     tokenizer: Any = None,
-    length: int = 2048,
+    length: int | None = None,
     sequences: int | None = None,
     against: Any = None,
     bos: str = "auto",
@@ -212,10 +220,12 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of a causal LM on `data` ("file:PATH" or "hub:NAME"), the field's way (see `autoprune.data`).
 
+    `length` is 2048 unless given, or the model's context where that is shorter.
     `model` and `against` are names or live models; with `against` the result compares the two on the same tokens.
     """
     progress = progress or Silent()
     opened = _opened(model, tokenizer, dtype, device, progress)
+    length = min(_EVALUATION_LENGTH, context_length(opened.model) or _EVALUATION_LENGTH) if length is None else length
     check_size(sequences, length)
     check_length(opened.model, length)
     if opened.tokenizer is None:
@@ -227,6 +237,7 @@ def evaluate(
     if against is not None:
         other = _opened(against, tokenizer or opened.tokenizer, dtype, device, progress)
         reference = other.model
+        check_length(reference, length)
         _check_vocabulary(reference, tokens_BL, other.name)
         if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
             raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
@@ -321,7 +332,7 @@ def _evaluation_mode(model: Any):
 
 
 def _sidecar(report: PruneReport) -> dict[str, Any]:
-    packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+    packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "greenlet")
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
     return {"format": 1, **report.to_dict(), "versions": versions}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partialmethod
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -41,6 +43,8 @@ def main() -> NoReturn:
         code = _fail("interrupted; no unfinished output was left behind", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
+    except OSError as error:
+        code = _fail(f"{error.filename or 'output'}: {error.strerror or error}; check the disk and permissions", 2)
     sys.exit(code)
 
 
@@ -55,7 +59,7 @@ def _fail(message: str, code: int) -> int:
 
 def _quiet() -> None:
     """Let libraries speak through our messages only, unless TRANSFORMERS_VERBOSITY asks for more."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    from tqdm.std import tqdm
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -64,10 +68,21 @@ def _quiet() -> None:
         for name in ("datasets", "huggingface_hub"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
+        # Bars that libraries draw by themselves. TQDM_DISABLE would come too late here.
+        setattr(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True))  # noqa: B010
 
 
 def _print_json(record: dict[str, Any]) -> None:
-    print(json.dumps(record))
+    print(json.dumps(_finite(record), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null instead."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,7 +96,8 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
             "--dtype",
             default="auto",
             show_default=True,
-            help="Compute in: auto (the checkpoint's own), float32, bfloat16 or float16.",
+            help="Open in: auto (the checkpoint's own; bfloat16 for .gguf), float32, bfloat16 or float16. "
+            "One narrower than the checkpoint's own rounds the weights that are kept.",
         ),
     ):
         command = option(command)
@@ -92,10 +108,14 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Start with `autoprune demo`, or prune your own model: "
     "`autoprune prune ./my-model --out ./pruned --sparsity 0.5`",
+    invoke_without_command=True,
 )
 @click.version_option(metadata.version("autoprune"))
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Remove weights from a causal language model, without retraining."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command("prune", epilog=_MODEL_HELP)
@@ -118,7 +138,9 @@ def cli() -> None:
 )
 @click.option("--sequences", type=int, help="Calibration sequences.  [default: 128; on a CPU 32]")
 @click.option("--length", type=int, help="Tokens per sequence.  [default: 2048; on a CPU 512]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the self-written text.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the self-written text."
+)
 @click.option(
     "--propagation",
     default="one_pass",
@@ -165,7 +187,7 @@ def _print_prune(report: PruneReport) -> None:
 @cli.command("eval", epilog=_MODEL_HELP)
 @click.argument("model")
 @click.option("--data", required=True, help=f"{_TEXT_HELP}.")
-@click.option("--length", type=int, default=2048, show_default=True, help="Tokens per sequence.")
+@click.option("--length", type=int, help="Tokens per sequence.  [default: 2048, or the model's context if shorter]")
 @click.option("--sequences", type=int, help="Take the first N sequences.  [default: all]")
 @click.option("--against", help="Reference model: also print the KL divergence, agreement and difference to it.")
 @click.option(

@@ -96,17 +96,23 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
+def check_source(source: str) -> None:
+    """Refuse what is not the name of a text source."""
+    kind, _, rest = source.partition(":")
+    if kind not in ("file", "hub") or not rest:
+        raise AutopruneError(
+            f"'{source}' is not a text source", remedy="use file:PATH (.txt, .jsonl) or hub:NAME[:CONFIG][:SPLIT]"
+        )
+
+
 def _pieces(source: str) -> Iterator[str]:
     """The text in pieces, in order; joined they are the documents with a blank line between them."""
+    check_source(source)
     kind, _, rest = source.partition(":")
-    if kind == "file" and rest:
+    if kind == "file":
         path = Path(os.path.expanduser(rest))  # unlike Path.expanduser, never raises
         return _joined(_jsonl(path)) if path.suffix in (".jsonl", ".json") else _plain(path)
-    if kind == "hub" and rest:
-        return _joined(_hub(rest))
-    raise AutopruneError(
-        f"'{source}' is not a text source", remedy="use file:PATH (.txt, .jsonl) or hub:NAME[:CONFIG][:SPLIT]"
-    )
+    return _joined(_hub(rest))
 
 
 def _joined(documents: Iterable[str]) -> Iterator[str]:

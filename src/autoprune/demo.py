@@ -33,7 +33,7 @@ class DemoRow:
 def run_demo(out: Path, *, force: bool, progress: Progress) -> list[DemoRow]:
     """Prune the demo model at 60 % with each algorithm into `out`/NAME; the dense model is the first row."""
     for name in ALGORITHMS:
-        check_output(out / name, bytes_needed=0, force=force)
+        check_output(out / name, force=force)
     progress.stage("opening the demo model", 1)
     dense = open_model(DEMO)
     sampling = Sampling(sequences=HELD_OUT_SEQUENCES, length=LENGTH, seed=HELD_OUT_SEED)

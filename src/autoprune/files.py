@@ -11,30 +11,48 @@ from pathlib import Path
 
 from autoprune.errors import AutopruneError
 
+SIDECAR = "autoprune.json"
+"""The record beside a result; also the mark by which a folder is known to be one."""
+
 
 def cache_folder(kind: str) -> Path:
-    """Folder for cached results, created on demand: $AUTOPRUNE_CACHE, else $XDG_CACHE_HOME or ~/.cache."""
+    """Folder for cached results, not created here: $AUTOPRUNE_CACHE, else $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("AUTOPRUNE_CACHE")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoprune"
-    folder = base / kind
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return base / kind
 
 
-def check_output(out: Path, *, bytes_needed: int, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse an output folder that cannot or should not be written, before any work is done."""
+def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse an output folder that cannot or should not be written, before any work is done.
+
+    `force` permits replacing a folder of results, never any other one, nor one that holds or lies in an input.
+    """
     target = out.resolve()
     for source in (path.resolve() for path in inputs):
-        if target == source or source in target.parents or target in source.parents:
+        inside = source.is_dir() and source in target.parents
+        if target == source or target in source.parents or inside:
             raise AutopruneError(
                 f"the output folder and the input {source} overlap", where=str(out), remedy="choose another --out"
             )
     if out.exists() and not out.is_dir():
         raise AutopruneError("is a file, not a folder", where=str(out), remedy="choose another --out")
-    if not force and out.is_dir() and any(out.iterdir()):
-        raise AutopruneError("the folder is not empty", where=str(out), remedy="choose another --out, or add --force")
-    existing = next(parent for parent in target.parents if parent.exists())
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise AutopruneError(
+                "the folder is not empty", where=str(out), remedy="choose another --out, or add --force"
+            )
+        if not (out / SIDECAR).is_file():
+            raise AutopruneError(
+                f"the folder is not a result (it has no {SIDECAR}), so --force does not replace it",
+                where=str(out),
+                remedy="choose another --out",
+            )
+    check_space(out, 0)
+
+
+def check_space(out: Path, bytes_needed: int) -> None:
+    """Refuse a place that is not writable or has too little room."""
+    existing = next(parent for parent in out.resolve().parents if parent.exists())
     with writing_to(out):
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a folder")
@@ -64,9 +82,14 @@ def finished_folder(out: Path) -> Iterator[Path]:
         try:
             yield partial
             replaced = Path(f"{partial}.replaced")
-            if out.exists():
-                out.rename(replaced)
-            partial.rename(out)
+            try:
+                if out.exists():
+                    out.rename(replaced)
+                partial.rename(out)
+            except BaseException:
+                if replaced.exists() and not out.exists():
+                    replaced.rename(out)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -13,14 +13,17 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, finished_folder
 from autoprune.models import fingerprint, input_device
 
@@ -39,7 +42,7 @@ class Sampling:
     heat_tokens: int = 8
     min_distinct: float = 0.5
     max_rounds: int = 3
-    batch: int = 64
+    batch_tokens: int = 32_768  # written side by side: bounds the key-value cache
 
 
 def self_calibration(
@@ -50,12 +53,15 @@ def self_calibration(
     Cached by the content of the model and the settings. `on_tokens` is told how many tokens were written.
     """
     start = start_token(tokenizer, model)
-    settings = json.dumps([asdict(sampling), start, fingerprint(model)], sort_keys=True)
+    content = [asdict(sampling), start, fingerprint(model), model.config.to_json_string()]
+    settings = json.dumps(content, sort_keys=True)
     folder = cache_folder("self_calibration") / hashlib.sha256(settings.encode()).hexdigest()[:32]
-    if (folder / "tokens.safetensors").is_file():
+    try:
         return load_file(folder / "tokens.safetensors")["tokens"]
+    except (OSError, SafetensorError, KeyError):
+        pass  # not there, or damaged: write it again
     tokens_BL = _write(model, start, sampling, on_tokens)
-    with finished_folder(folder) as partial:
+    with suppress(AutopruneError), finished_folder(folder) as partial:  # no place for a cache is no reason to fail
         save_file({"tokens": tokens_BL}, partial / "tokens.safetensors")
     return tokens_BL
 
@@ -71,7 +77,7 @@ def start_token(tokenizer: Any, model: Any) -> int:
     ):
         if isinstance(candidate, list | tuple):
             candidate = candidate[0] if candidate else None
-        if candidate is not None:
+        if candidate is not None and 0 <= int(candidate) < model.get_input_embeddings().num_embeddings:
             return int(candidate)
     return 0
 
@@ -94,7 +100,7 @@ def _write(model: Any, start: int, sampling: Sampling, on_tokens: Callable[[int]
             good = sum(int((distinct_share(part) >= sampling.min_distinct).sum()) for part in written)
             missing = sampling.sequences - good
             while missing > 0:
-                count = min(missing, sampling.batch)
+                count = min(missing, max(1, sampling.batch_tokens // sampling.length))
                 written.append(_sample(model, start, count, sampling, on_tokens))
                 missing -= count
     tokens_BL = torch.cat(written)
@@ -143,7 +149,8 @@ class _NeverEnds(LogitsProcessor):
 
     def __init__(self, model: Any):
         ends = getattr(model.config.get_text_config(), "eos_token_id", None)
-        self.ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        self.ends = [end for end in ends if 0 <= end < model.get_input_embeddings().num_embeddings]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores[:, self.ends] = -torch.inf

@@ -9,7 +9,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,14 +56,18 @@ class Linear:
     @property
     def weight_RC(self) -> Tensor:
         """The live weight as output rows by input columns (a view, also where the module stores it transposed)."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
+        weight = _parameter(self.module)
         return weight.data.T if isinstance(self.module, Conv1D) else weight.data
 
     @property
     def shape(self) -> tuple[int, int]:
         R, C = self.weight_RC.shape
         return R, C
+
+
+def _parameter(module: nn.Module) -> Tensor:
+    assert isinstance(module.weight, Tensor)
+    return module.weight
 
 
 class BlockSource(Protocol):
@@ -95,10 +99,17 @@ class InMemoryBlocks:
         self.blocks: Sequence[nn.Module] = blocks
         self.skipped: dict[str, str] = {}
         self._linears: list[list[Linear]] = []
+        owner: dict[Tensor, str] = {}  # weights that blocks share are pruned once, in the first
         for index, block in enumerate(self.blocks):
             prefix = f"{path}.{index}"
-            self._linears.append(find_linears(block, prefix, index))
             self.skipped |= _skipped(block, prefix)
+            self._linears.append([])
+            for linear in find_linears(block, prefix, index):
+                first = owner.setdefault(_parameter(linear.module), linear.name)
+                if first == linear.name:
+                    self._linears[-1].append(linear)
+                else:
+                    self.skipped[linear.name] = f"shares the weight of {first}"
 
     def load(self, index: int) -> None:
         pass
@@ -161,7 +172,7 @@ def check_finite(model: nn.Module) -> None:
 
 def _check_files_finite(folder: Path) -> bool:
     """The same for the safetensors files of a folder, without keeping their pages in memory; False if it has none."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("model*.safetensors"))
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a dict
@@ -204,17 +215,12 @@ def context_length(model: Any) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenModel:
-    """A model ready to prune or evaluate. `stored_dtype` is the checkpoint's own, which saving goes back to.
-
-    `folder` is the local folder the weights came from, if there is one.
-    """
+    """A model ready to prune or evaluate. `stored_dtype` is the checkpoint's own, which saving goes back to."""
 
     model: Any
     tokenizer: Any
     name: str
     stored_dtype: torch.dtype
-    folder: Path | None = None
-    files: tuple[Path, ...] = field(default=())
 
 
 def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -> OpenModel:
@@ -225,7 +231,7 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
         _refuse_quantized(config, str(name))
-        checked = _check_files_finite(Path(location))
+        checked = "gguf_file" not in options and _check_files_finite(Path(location))
         tokenizer = None
         if _has_tokenizer(Path(location)):
             tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
@@ -250,14 +256,13 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
         )
     _forget_quantization(model)
     model.eval().requires_grad_(False)
-    if not checked:
+    if not checked or model.dtype != stored:  # a narrower dtype may overflow
         check_finite(model)
     return OpenModel(
         model=model.to(resolve_device(device)),
         tokenizer=tokenizer,
         name=str(name),
         stored_dtype=stored if isinstance(stored, torch.dtype) else model.dtype,
-        folder=Path(location) if Path(location).is_dir() else None,
     )
 
 
@@ -280,7 +285,7 @@ def save(opened: OpenModel, out: Path, sidecar: dict[str, str]) -> None:
             if opened.model.dtype != opened.stored_dtype:  # parameters only: buffers are not stored weights
                 for parameter in opened.model.parameters():
                     parameter.data = parameter.data.to(opened.stored_dtype)
-            opened.model.save_pretrained(folder)
+            _save_model(opened.model, folder)
             if opened.tokenizer is not None:
                 opened.tokenizer.save_pretrained(folder)
         except OSError:
@@ -294,6 +299,28 @@ def save(opened: OpenModel, out: Path, sidecar: dict[str, str]) -> None:
         mode = (folder / "config.json").stat().st_mode
         for file in folder.iterdir():  # weights arrive readable by their owner only
             file.chmod(mode)
+
+
+def _save_model(model: Any, folder: Path) -> None:
+    """save_pretrained, but with the generation settings as they are: transformers refuses to save some it loads."""
+    own = model.generation_config
+    if own is None:
+        model.save_pretrained(folder)
+        return
+    model.generation_config = transformers.GenerationConfig()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = own
+    (folder / "generation_config.json").write_text(own.to_json_string(), "utf-8")
+
+
+def local_files(model: Any) -> tuple[Path, ...]:
+    """What an output must not overlap: the folder or file that a model name stands for, if it is local."""
+    if not isinstance(model, str | Path) or str(model) == DEMO:
+        return ()
+    path = Path(os.path.expanduser(model))
+    return (path,) if os.path.exists(path) else ()
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -11,7 +11,8 @@ Coroutines are greenlets, because the place to stop lies deep inside code that i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from autoprune.errors import AutopruneError
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.statistics import InputStatistics
@@ -76,13 +78,15 @@ class _Batch:
     """One micro-batch: a greenlet in the middle of the model's forward.
 
     `at` is the linear layer it waits at, None at the end of a block. `inputs` are the statistics its last input was
-    counted in; `complete` says that it had been counted before, by another layer that read the very same tensor.
+    counted in; `complete` says that those are complete already: all micro-batches brought the very same tensor to an
+    earlier layer, as to q before k.
     """
 
     def __init__(self, model: nn.Module, tokens_BL: Tensor):
         self.at: Linear | None = None
         self.inputs: InputStatistics | None = None
         self.complete = False
+        self.entered: list[tuple[Tensor, int]] = []
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self.driver = getcurrent()
         self.greenlet = greenlet(lambda: model(input_ids=tokens_BL.to(input_device(model)), use_cache=False))
@@ -97,14 +101,13 @@ class _Batch:
         self.at = at
         self.driver.switch()
 
-    def bring(self, linear: Linear, x: Tensor, inputs: Callable[[], InputStatistics]) -> None:
-        """Called inside the greenlet: count the input of a layer, if it was not counted yet, and wait there."""
-        self.complete = self._seen is not None and self._seen[0]() is x and self._seen[1] == x._version
-        if not self.complete:
-            self._seen = (weakref.ref(x), x._version)
-            self.inputs = inputs()
-            self.inputs.add(x)
-        self.stop(linear)
+    def has_counted(self, x: Tensor) -> bool:
+        """Whether this very tensor, unchanged, is the last input that was counted."""
+        return self._seen is not None and self._seen[0]() is x and self._seen[1] == x._version
+
+    def count(self, x: Tensor, inputs: InputStatistics) -> None:
+        inputs.add(x)
+        self.inputs, self._seen = inputs, (weakref.ref(x), x._version)
 
     def close(self) -> None:
         if not self.greenlet.dead:
@@ -118,6 +121,7 @@ class _Lockstep:
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
         self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}
+        self.counted: Counter[int] = Counter()  # by statistics: micro-batches that were counted in them
         self.hooks: list[RemovableHandle] = []
 
     def visits(self) -> Iterator[Visit]:
@@ -126,6 +130,8 @@ class _Lockstep:
             self.source.load(index)
             self.pending = {linear.module: linear for linear in self.source.linears(index)}
             self.hooks = [module.register_forward_pre_hook(self._arrive) for module in self.pending]
+            if self.propagation == "block":
+                self.hooks.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             self.hooks.append(block.register_forward_hook(self._leave, with_kwargs=True))
             depth = index / max(last, 1)
             visits = (Visit(linear, inputs, depth) for linear, inputs in self._complete())
@@ -134,6 +140,7 @@ class _Lockstep:
                 for batch in self.batches:
                     batch.run()  # through the block once more, now that it is pruned
             self._unhook()
+            self.counted.clear()
             self.source.release(index)
 
     def _complete(self) -> Iterator[tuple[Linear, InputStatistics]]:
@@ -147,8 +154,8 @@ class _Lockstep:
                     assert batch.inputs is not None
                     yield self._visited(batch.at), batch.inputs
                     batch.run()
-            # All stand at a layer or at the end of the block. Experts may have scattered them: the first layer in
-            # order of definition is next, since no batch that is further on can come back to it.
+            # All stand at a layer or at the end of the block. Where experts have scattered them, the first layer in
+            # order of definition is next: the order in which experts are called.
             waiting = [(batch.at, batch) for batch in self.batches if batch.at]
             if not waiting:
                 break
@@ -167,8 +174,21 @@ class _Lockstep:
     def _arrive(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Before a linear layer computes."""
         batch, linear = self.by_greenlet.get(getcurrent()), self.pending.get(module)
-        if batch and linear:
-            batch.bring(linear, args[0], lambda: self.collecting.setdefault(linear, self._statistics(linear)))
+        if batch is None or linear is None:
+            return
+        x = args[0]
+        batch.complete = batch.has_counted(x) and self.counted[id(batch.inputs)] == len(self.batches)
+        if not batch.complete:
+            inputs = self.collecting.get(linear) or self._statistics(linear)
+            self.collecting[linear] = inputs
+            batch.count(x, inputs)
+            self.counted[id(inputs)] += 1
+        batch.stop(linear)
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a block computes."""
+        if batch := self.by_greenlet.get(getcurrent()):
+            batch.entered = [(x, x._version) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After a block has computed."""
@@ -177,6 +197,12 @@ class _Lockstep:
             return None
         batch.stop(None)
         if self.propagation == "block":
+            if any(tensor._version != version for tensor, version in batch.entered):
+                raise AutopruneError(
+                    "a block changes its input in place, so it cannot be run twice",
+                    where=type(block).__name__,
+                    remedy="use --propagation one_pass",
+                )
             output = block.forward(*args, **kwargs)
             batch.stop(None)
         return output
