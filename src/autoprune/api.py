@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from autoprune import algorithms
@@ -334,6 +335,7 @@ def _evaluation_mode(model: Any):
 def _sidecar(report: PruneReport) -> dict[str, Any]:
     packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "greenlet")
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    versions["torch"] = str(torch.__version__)  # says which build it is, too
     return {"format": 1, **report.to_dict(), "versions": versions}
 
 
