@@ -154,8 +154,8 @@ def prune(
     if program.collects:
         tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
         clock.lap("calibration")
-    elif calibration != SELF or sequences or length:
-        progress.note(f"{program.name} reads the weights only: calibration settings are not used")
+    elif calibration != SELF:
+        progress.note(f"{program.name} reads the weights only: {calibration} is not used")
     if compare and target.group:
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     recipe = Recipe(program=program, target=target, compare=compare or program.compare, propagation=propagation)
