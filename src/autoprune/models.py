@@ -256,7 +256,7 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
         )
     _forget_quantization(model)
     model.eval().requires_grad_(False)
-    if not checked or model.dtype != stored:  # a narrower dtype may overflow
+    if not checked or dtype != "auto":  # a narrower dtype may overflow
         check_finite(model)
     return OpenModel(
         model=model.to(resolve_device(device)),

@@ -30,6 +30,7 @@ class InputStatistics:
         collects = frozenset(collects)
         self._wide = wide = torch.float32 if device.type == "mps" else torch.float64
         self.tokens = 0
+        self.additions = 0  # calls of `add`, empty ones included
         self.columns, self.device = columns, device
         self._sum_C = torch.zeros(columns, dtype=wide, device=device) if "sum" in collects else None
         self._squares_C = torch.zeros(columns, dtype=wide, device=device) if "sum_of_squares" in collects else None
@@ -38,6 +39,7 @@ class InputStatistics:
 
     def add(self, input_TC: Tensor) -> None:
         """Count a batch of inputs, shape (..., C), any floating dtype."""
+        self.additions += 1
         input_TC = input_TC.reshape(-1, self.columns)
         if len(input_TC) == 0:
             return

@@ -11,7 +11,6 @@ Coroutines are greenlets, because the place to stop lies deep inside code that i
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +120,6 @@ class _Lockstep:
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
         self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}
-        self.counted: Counter[int] = Counter()  # by statistics: micro-batches that were counted in them
         self.hooks: list[RemovableHandle] = []
 
     def visits(self) -> Iterator[Visit]:
@@ -140,7 +138,6 @@ class _Lockstep:
                 for batch in self.batches:
                     batch.run()  # through the block once more, now that it is pruned
             self._unhook()
-            self.counted.clear()
             self.source.release(index)
 
     def _complete(self) -> Iterator[tuple[Linear, InputStatistics]]:
@@ -177,12 +174,12 @@ class _Lockstep:
         if batch is None or linear is None:
             return
         x = args[0]
-        batch.complete = batch.has_counted(x) and self.counted[id(batch.inputs)] == len(self.batches)
+        known = batch.inputs if batch.has_counted(x) else None
+        batch.complete = known is not None and known.additions == len(self.batches)
         if not batch.complete:
-            inputs = self.collecting.get(linear) or self._statistics(linear)
-            self.collecting[linear] = inputs
-            batch.count(x, inputs)
-            self.counted[id(inputs)] += 1
+            if linear not in self.collecting:
+                self.collecting[linear] = self._statistics(linear)
+            batch.count(x, self.collecting[linear])
         batch.stop(linear)
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
