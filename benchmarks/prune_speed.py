@@ -93,7 +93,9 @@ def best_micro_batch(model: Any, tokens_BL: Tensor) -> int:
 
 def prune_once(source: InMemoryBlocks, tokens_BL: Tensor, propagation: str) -> None:
     program = load("wanda")
-    recipe = Recipe(program=program, target=Target.of(SPARSITY), compare=program.compare, propagation=propagation)
+    recipe = Recipe(
+        score=program.require("score"), target=Target.of(SPARSITY), compare=program.compare, propagation=propagation
+    )
     prune_blocks(source, recipe, tokens_BL, lambda layer: None)
 
 

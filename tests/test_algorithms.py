@@ -23,10 +23,11 @@ GOOD = "def score(weight):\n    return abs(weight)\n"
 
 def score(program: Program, weight_RC: Tensor, input_TC: Tensor) -> Tensor:
     """The score as a run computes it, collecting only what the program asks for."""
-    stream = InputStatistics(program.collects, weight_RC.shape[1], weight_RC.device)
+    tape = program.require("score")
+    stream = InputStatistics(tape.collects, weight_RC.shape[1], weight_RC.device)
     stream.add(input_TC)
-    named = {name: stream.statistic(name, weight_RC, 0.5) for name in program.statistics}
-    return interpret(program.score, named)
+    named = {name: stream.statistic(name, weight_RC, 0.5) for name in tape.statistics}
+    return interpret(tape, named)
 
 
 def magnitude(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ COMPARE = {"magnitude": "layer", "wanda": "row", "ria": "layer", "obs": "row"}
 
 
 def test_every_library_program_has_a_formula():
-    assert algorithms.names() == sorted(FORMULAS) == sorted(COMPARE)
+    assert algorithms.names("score") == sorted(FORMULAS) == sorted(COMPARE)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -107,7 +108,8 @@ def test_library_programs_are_described(name: str):
 
 
 def test_only_magnitude_needs_no_text():
-    assert [name for name in algorithms.names() if not algorithms.load(name).collects] == ["magnitude"]
+    scores = {name: algorithms.load(name).score for name in algorithms.names()}
+    assert [name for name, tape in scores.items() if tape and not tape.collects] == ["magnitude"]
 
 
 def test_digests_differ():
@@ -144,8 +146,8 @@ def test_a_file_without_a_suffix_is_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_cannot_hide_a_library_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("wanda").write_text(GOOD)
-    assert algorithms.load("wanda").collects
-    assert not algorithms.load("./wanda").collects
+    assert algorithms.load("wanda").require("score").collects
+    assert not algorithms.load("./wanda").require("score").collects
 
 
 @pytest.mark.parametrize("name", ["missing.prune", "folder/missing"])

@@ -23,14 +23,24 @@ from torch import Tensor
 
 import autoprune
 from autoprune.errors import AutopruneError, Place, ProgramError
-from autoprune.language import OPERATORS, STATISTICS, explain, interpret, read_program, reference
+from autoprune.language import (
+    FUNCTIONS,
+    LAYER_STATISTICS,
+    OPERATORS,
+    STATISTICS,
+    explain,
+    interpret,
+    read_program,
+    reference,
+)
 from autoprune.language.check import infer_types
 from autoprune.language.operators import LIMIT, Operator
 from autoprune.language.parse import MAX_CHARACTERS, MAX_CONSTANT, MAX_DEPTH, MAX_NODES, parse
 from autoprune.language.types import AXES, Type
 
 R, C = 3, 5
-SHAPES = {Type.SCALAR: (1, 1), Type.R: (R, 1), Type.C: (1, C), Type.RC: (R, C), Type.CC: (C, C)}
+LAYERS = 4
+SHAPES = {Type.SCALAR: (1, 1), Type.R: (R, 1), Type.C: (1, C), Type.RC: (R, C), Type.CC: (C, C), Type.L: (1, LAYERS)}
 ALL = ", ".join(STATISTICS)
 
 
@@ -63,7 +73,7 @@ def statistics(fill: float | None = None, seed: int = 0) -> dict[str, Tensor]:
 
 
 def run(text: str, values: dict[str, Tensor] | None = None) -> Tensor:
-    return interpret(read_program(text).score, values or statistics())
+    return interpret(read_program(text).require("score"), values or statistics())
 
 
 # ---------------------------------------------------------------- operators: finite, guarded, of the declared type
@@ -626,12 +636,106 @@ def test_compare_is_row_unless_said_otherwise():
 
 def test_only_used_statistics_are_asked_for():
     read = read_program(body("t = gram @ gram", "return weight * input_std"))
-    assert read.statistics == ("weight", "input_std")
-    assert read.collects == {"sum", "sum_of_squares"}
+    score = read.require("score")
+    assert score.statistics == ("weight", "input_std")
+    assert score.collects == {"sum", "sum_of_squares"}
 
 
 def test_a_program_of_weights_collects_nothing():
-    assert read_program(program("abs(weight) * depth")).collects == frozenset()
+    assert read_program(program("abs(weight) * depth")).require("score").collects == frozenset()
+
+
+# ---------------------------------------------------------------- allocate
+
+SDSA = """
+strength = 0.2
+
+def allocate(l_skewness, sparsity, temperature):
+    protection = softmax(standardize(l_skewness) / temperature)
+    return (sparsity - 1) * protection / mean(protection)
+"""
+
+
+def layer_statistics(scale: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(SHAPES[row.type], generator=generator) * scale for name, row in LAYER_STATISTICS.items()}
+
+
+def test_an_allocation_is_one_number_per_layer():
+    tape = read_program(SDSA).require("allocate")
+    values = layer_statistics()
+    skewness = values["l_skewness"].double().numpy()
+    protection = np.exp((skewness - skewness.mean()) / skewness.std() / values["temperature"].item())
+    protection /= protection.sum()
+    expected = (values["sparsity"].item() - 1) * protection / protection.mean()
+    np.testing.assert_allclose(interpret(tape, values), expected, rtol=1e-4)
+
+
+def test_a_program_may_define_both_functions():
+    read = read_program(SDSA + WANDA)
+    assert [tape.function for tape in read.functions] == ["score", "allocate"]
+    assert read.options["strength"] == 0.2
+    assert {read.digest} & {read_program(SDSA).digest, read_program(WANDA).digest} == set()
+
+
+def test_the_order_of_functions_is_no_difference():
+    assert read_program(SDSA + WANDA).digest == read_program(WANDA + SDSA).digest
+
+
+def test_an_option_is_part_of_the_identity():
+    assert read_program(SDSA).digest != read_program(SDSA.replace("0.2", "0.3")).digest
+    assert read_program(SDSA).digest == read_program(SDSA.replace("0.2", "0.20")).digest
+
+
+def test_what_is_not_defined_is_asked_for_in_vain():
+    with pytest.raises(AutopruneError, match="the program defines no score; add def score"):
+        read_program(SDSA).require("score")
+    with pytest.raises(AutopruneError, match="the program defines no allocate; add def allocate"):
+        read_program(WANDA).require("allocate")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("def allocate(¦weight):\n    return weight\n", "'weight' is a statistic of score"),
+        ("def score(¦skewness):\n    return skewness\n", "'skewness' is a statistic of allocate"),
+        ("def allocate(depth):\n    return ¦mean(depth)\n", "allocate is scalar (one number), not L"),
+        ('def allocate(depth):\n    return ¦mean(depth, over="rows") * depth\n', 'mean over "rows" does not take L'),
+        ("¦strength = 2\ndef score(weight):\n    return weight\n", "strength goes with allocate"),
+        ("¦strength = 11\ndef allocate(depth):\n    return depth\n", "strength cannot be 11"),
+        ("¦strength = True\ndef allocate(depth):\n    return depth\n", "strength cannot be True"),
+        ('¦strength = "1"\ndef allocate(depth):\n    return depth\n', "strength cannot be '1'"),
+        ("¦max_shift = -0.1\ndef allocate(depth):\n    return depth\n", "max_shift cannot be -0.1"),
+        ("¦max_shift = 1e999\ndef allocate(depth):\n    return depth\n", "max_shift cannot be inf"),
+        ('¦granularity = "row"\ndef allocate(depth):\n    return depth\n', "granularity cannot be 'row'"),
+        ('¦compare = "row"\ndef allocate(depth):\n    return depth\n', "compare goes with score"),
+        (
+            "def allocate(depth):\n    return depth\n¦def allocate(depth):\n    return depth\n",
+            "allocate is defined twice",
+        ),
+    ],
+)
+def test_a_refused_allocation_says_where_and_why(text: str, reason: str):
+    error = refusal(text.replace("¦", ""))
+    assert reason in error.reason
+    before = text.split("¦")[0]
+    assert error.place == Place(before.count("\n") + 1, len(before.rsplit("\n", 1)[-1]) + 1)
+    assert error.remedy
+
+
+def test_the_explanation_of_an_allocation_names_all_its_parts():
+    text = explain(read_program(SDSA, name="sdsa"))
+    for part in (
+        "allocate: one number per layer",
+        "strength     0.2",
+        "max_shift    0.15",
+        "no calibration text",
+        "L-skew",
+    ):
+        assert part in text
+    assert "calibration text, to collect saliency" in explain(
+        read_program("def allocate(wanda_mean):\n    return wanda_mean\n")
+    )
 
 
 def test_docstring_is_the_description():
@@ -747,7 +851,7 @@ def test_constants_fold_to_what_they_compute():
 def test_a_constant_too_large_to_write_is_not_folded():
     read = read_program(program("weight * (1e6 * 1e6)"))
     assert read_program(read.canonical).canonical == read.canonical
-    assert interpret(read.score, statistics(1.0)).eq(1e12).all()
+    assert interpret(read.require("score"), statistics(1.0)).eq(1e12).all()
 
 
 # ---------------------------------------------------------------- random programs
@@ -756,7 +860,16 @@ CONSTANTS = st.one_of(
     st.sampled_from(["0", "1", "-1", "2", "-2", "0.5", "-0.0", "1e6", "-1e6", "1e-45", "1e-50", "3"]),
     st.floats(-MAX_CONSTANT, MAX_CONSTANT).map(repr),
 )
-BY_OPERATOR = {name: [row for row in SIGNATURES if row[0].name == name] for name in OPERATORS}
+TYPES_OF = {"score": set(Type) - {Type.L}, "allocate": {Type.SCALAR, Type.L}}
+
+
+def signatures(function: str) -> dict[str, list]:
+    """By operator, the rows of SIGNATURES whose types the function's statistics have."""
+    rows = [row for row in SIGNATURES if {*row[2], row[3]} <= TYPES_OF[function]]
+    return {row[0].name: [other for other in rows if other[0] is row[0]] for row in rows}
+
+
+CALLABLE = {function: signatures(function) for function in FUNCTIONS}
 
 
 def spelled(operator: Operator, operands: list[str], over: str | None, infix: bool) -> str:
@@ -767,13 +880,14 @@ def spelled(operator: Operator, operands: list[str], over: str | None, infix: bo
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> str:
+def programs(draw: st.DrawFn, function: str = "score") -> str:
     """Well-typed programs of any shape: few enough steps that never more than 12 matrices are alive."""
-    values = [(name, statistic.type) for name, statistic in STATISTICS.items()]
+    values = [(name, statistic.type) for name, statistic in FUNCTIONS[function].statistics.items()]
+    parameters = ", ".join(name for name, _ in values)
     lines = []
     for step in range(draw(st.integers(1, 9))):
-        operator = OPERATORS[draw(st.sampled_from(list(OPERATORS)))]
-        _, over, kinds, result = draw(st.sampled_from(BY_OPERATOR[operator.name]))
+        operator = OPERATORS[draw(st.sampled_from(list(CALLABLE[function])))]
+        _, over, kinds, result = draw(st.sampled_from(CALLABLE[function][operator.name]))
         operands = []
         for kind in kinds:
             fitting = [text for text, other in values[::-1] if other is kind]  # the newest first
@@ -785,9 +899,14 @@ def programs(draw: st.DrawFn) -> str:
             text = f"v{step}"
         values.append((f"({text})", result))
     text, kind = values[-1]
-    last = {Type.RC: text, Type.CC: f"weight @ {text}"}.get(kind, f"abs(weight) * {text}")
-    header = draw(st.sampled_from(["", 'compare = "layer"\n']))
-    return header + body(*lines, f"return {last}")
+    if function == "allocate":
+        last = text if kind is Type.L else f"depth * {text}"
+        header = draw(st.sampled_from(["", 'granularity = "linear"\n', "strength = -0.25\nmax_shift = 1\n"]))
+    else:
+        last = {Type.RC: text, Type.CC: f"weight @ {text}"}.get(kind, f"abs(weight) * {text}")
+        header = draw(st.sampled_from(["", 'compare = "layer"\n']))
+    steps = [f"    {line}\n" for line in (*lines, f"return {last}")]
+    return f"{header}def {function}({parameters}):\n{''.join(steps)}"
 
 
 WORLDS = {
@@ -801,20 +920,23 @@ WORLDS = {
 
 
 @settings(max_examples=400)
-@given(programs())
+@given(st.one_of(programs(), programs("allocate"), st.tuples(programs(), programs("allocate")).map("\n".join)))
 def test_canonical_text_reads_to_itself(text: str):
-    read = read_program(text)
+    try:
+        read = read_program(text)
+    except ProgramError as error:  # options of one function may follow the other, which is read first
+        raise AssertionError(text) from error
     again = read_program(read.canonical)
     assert again.canonical == read.canonical
     assert again.digest == read.digest
-    assert again.score == read.score
-    assert again.compare == read.compare
+    assert again.functions == read.functions
+    assert again.options == read.options
 
 
 @settings(max_examples=300)
 @given(programs())
 def test_scores_are_finite_and_equal_those_of_the_text_as_written(text: str):
-    raw, canonical = parse(text).score, read_program(text).score
+    raw, canonical = parse(text).tapes[0], read_program(text).require("score")
     for world in WORLDS.values():
         score = interpret(canonical, world)
         assert score.shape == (R, C)
@@ -825,8 +947,8 @@ def test_scores_are_finite_and_equal_those_of_the_text_as_written(text: str):
 @given(programs())
 def test_interpreting_does_not_write_to_the_statistics(text: str):
     world = {name: value.clone() for name, value in WORLDS["ordinary"].items()}
-    interpret(parse(text).score, world)
-    interpret(read_program(text).score, world)
+    interpret(parse(text).tapes[0], world)
+    interpret(read_program(text).require("score"), world)
     assert all(torch.equal(world[name], value) for name, value in WORLDS["ordinary"].items())
 
 
@@ -841,7 +963,8 @@ def test_layout_and_names_do_not_change_the_digest_of_any_program(text: str):
 def test_every_accepted_program_can_be_explained(text: str):
     read = read_program(text)
     assert read.digest in explain(read)
-    assert infer_types(read.score)[read.score.result] is Type.RC
+    score = read.require("score")
+    assert infer_types(score)[score.result] is Type.RC
 
 
 @pytest.mark.parametrize("operation", ["t + t", "maximum(t, t * 1)", "t * sign(t)", "-t"])
@@ -851,12 +974,14 @@ def test_exponential_sharing_is_fast(operation: str):
     read = read_program(text)
     assert read_program(read.canonical).digest == read.digest
     explain(read)
-    assert interpret(read.score, statistics()).isfinite().all()
+    assert interpret(read.require("score"), statistics()).isfinite().all()
     assert time.perf_counter() - start < 2
 
 
 def test_interpreting_needs_only_the_named_statistics():
-    score = interpret(read_program(WANDA).score, {"weight": -torch.ones(R, C), "input_norm": torch.full((1, C), 2.0)})
+    score = interpret(
+        read_program(WANDA).require("score"), {"weight": -torch.ones(R, C), "input_norm": torch.full((1, C), 2.0)}
+    )
     assert score.eq(2).all()
 
 
@@ -890,3 +1015,10 @@ def test_the_language_page_is_up_to_date():
     folder = Path(__file__).parent.parent / "docs"
     written = runpy.run_path(str(folder / "make_language.py"))["language_page"]()
     assert (folder / "language.md").read_text("utf-8") == written
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e-45, 1e30])
+@settings(max_examples=100)
+@given(text=programs("allocate"))
+def test_an_allocation_is_always_finite(text: str, scale: float):
+    assert interpret(read_program(text).require("allocate"), layer_statistics(scale)).isfinite().all()

@@ -295,7 +295,7 @@ def test_a_score_that_is_not_finite_names_the_layer(text: str, monkeypatch: pyte
 def test_prune_blocks_tells_of_every_layer_as_it_is_done():
     model, told = tiny.model(), []
     program = read_program("def score(weight):\n    return abs(weight)\n", name="mine")
-    recipe = Recipe(program=program, target=Target.of(0.5), compare="row")
+    recipe = Recipe(score=program.require("score"), target=Target.of(0.5), compare="row")
     layers = prune_blocks(InMemoryBlocks(model), recipe, None, told.append)
     assert told == layers
     assert [layer.name for layer in layers] == list(weights(model))
@@ -306,7 +306,7 @@ def test_micro_batch_size_does_not_change_the_masks():
     results = []
     for size in (1, 48, None):
         model = tiny.model()
-        recipe = Recipe(program=program, target=Target.of(0.5), compare="row", micro_batch_tokens=size)
+        recipe = Recipe(score=program.require("score"), target=Target.of(0.5), compare="row", micro_batch_tokens=size)
         prune_blocks(InMemoryBlocks(model), recipe, tiny.tokens(), lambda layer: None)
         results.append({name: weight_RC == 0 for name, weight_RC in weights(model).items()})
     for name, mask in results[0].items():

@@ -4,7 +4,17 @@ from autoprune.memory import prefer_huge_pages
 
 prefer_huge_pages()  # before torch allocates
 
-from autoprune.api import Evaluation, Progress, PruneReport, evaluate, prune  # noqa: E402
+from autoprune.api import Diagnosis, Evaluation, Progress, PruneReport, diagnose, evaluate, prune  # noqa: E402
 from autoprune.errors import AutopruneError, ProgramError  # noqa: E402
 
-__all__ = ["AutopruneError", "Evaluation", "ProgramError", "Progress", "PruneReport", "evaluate", "prune"]
+__all__ = [
+    "AutopruneError",
+    "Diagnosis",
+    "Evaluation",
+    "ProgramError",
+    "Progress",
+    "PruneReport",
+    "diagnose",
+    "evaluate",
+    "prune",
+]

@@ -10,31 +10,41 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoprune import algorithms
+from autoprune.allocate import shares
+from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation
+from autoprune.auto import choose
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
+from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
-from autoprune.files import SIDECAR, check_output, check_space
+from autoprune.figures import check_matplotlib, draw
+from autoprune.files import SIDECAR, check_output, check_space, finished_folder
 from autoprune.generate import Sampling, self_calibration
 from autoprune.language import Program
 from autoprune.language.program import OPTIONS
+from autoprune.layer_statistics import group_name
+from autoprune.measurements import Measurements
 from autoprune.models import (
     InMemoryBlocks,
     OpenModel,
+    all_linears,
     check_finite,
     context_length,
     input_device,
     local_files,
     open_model,
     save,
+    vocabulary_size,
     weight_bytes,
 )
-from autoprune.prune import PrunedLayer, Recipe, all_linears, prune_blocks
+from autoprune.progress import Progress, Silent
+from autoprune.prune import PrunedLayer, Recipe, prune_blocks
 from autoprune.sparsity import Target
 from autoprune.stream import PROPAGATION
 
@@ -45,35 +55,13 @@ _WITH_ACCELERATOR, _ON_CPU = (128, 2048), (32, 512)
 _EVALUATION_LENGTH = 2048
 
 
-class Progress(Protocol):
-    """Told about long work: `stage` names a phase and its total, `advance` counts within it."""
-
-    def stage(self, name: str, total: float) -> None: ...
-
-    def advance(self, amount: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """No progress shown."""
-
-    def stage(self, name: str, total: float) -> None:
-        pass
-
-    def advance(self, amount: float) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class PruneReport:
     """What was done. `sparsity` is the share of zeros over all prunable weights, as measured afterwards."""
 
     model: str
     algorithm: dict[str, str]
+    allocation: dict[str, Any]
     target: str
     compare: str
     requested: int
@@ -108,6 +96,11 @@ def prune(
     sparsity: float | None = None,
     pattern: str | None = None,
     compare: str | None = None,
+    allocation: str | Path | Program | None = None,
+    granularity: str | None = None,
+    strength: float | None = None,
+    max_shift: float | None = None,
+    temperature: float | None = None,
     calibration: str = SELF,
     sequences: int | None = None,
     length: int | None = None,
@@ -124,23 +117,31 @@ def prune(
     `model` is a hub id, a folder, a .gguf file or "demo", or a live transformers model (then with its `tokenizer`;
     `dtype` and `device` are left as they are). Give `sparsity` in [0, 1) or `pattern` n:m (n kept of m).
     `algorithm` is a library name, a program file or a Program; `compare` overrides its group, "row" or "layer".
+    `allocation` says how layers share out the sparsity: "uniform", "sensitivity", "auto", or a program that defines
+    `allocate`; without it the algorithm's own is used, or else uniform. `granularity`, `strength`, `max_shift` and
+    `temperature` override the allocation's options (see `autoprune.language.program.OPTIONS`).
     Raises AutopruneError, before anything is written, where the request cannot be met; a live model may then be
     pruned in part.
     """
     progress = progress or Silent()
     clock = _Clock()
     program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
-    target = Target.of(sparsity, pattern)
+    score, target = program.require("score"), Target.of(sparsity, pattern)
+    sharing = choose_allocation(allocation, program).with_options(
+        granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
+    )
+    compare_by = compare or program.compare
     for name, value, known in (
-        ("propagation", propagation, PROPAGATION),
-        ("compare", compare or program.compare, OPTIONS["compare"]),
+        ("propagation", propagation, tuple(PROPAGATION)),
+        ("compare", compare_by, OPTIONS["compare"].choices),
     ):
         if value not in known:
             raise AutopruneError(f"unknown {name} '{value}'", remedy=f"use {', '.join(known)}")
+    needs_text = bool(score.collects) or sharing.needs_text
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_output(folder, force=force, inputs=local_files(model))
-    if program.collects and calibration != SELF:
+    if needs_text and calibration != SELF:
         check_source(calibration)
     opened = _opened(model, tokenizer, dtype, device, progress)
     if folder is not None:
@@ -151,24 +152,32 @@ def prune(
     clock.lap("open")
 
     tokens_BL, text = None, None
-    if program.collects:
+    if needs_text:
         tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
         clock.lap("calibration")
     elif calibration != SELF:
         progress.note(f"{program.name} reads the weights only: {calibration} is not used")
     if compare and target.group:
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
-    recipe = Recipe(program=program, target=target, compare=compare or program.compare, propagation=propagation)
     total = sum(linear.weight_RC.numel() for linear in all_linears(source))
-    progress.stage(f"pruning with {program.name} to {target}", total)
     with _evaluation_mode(opened.model):
+        sparsity_N, shared = _shares(source, program, compare_by, target, sharing, tokens_BL, propagation, progress)
+        clock.lap("allocation")
+        recipe = Recipe(
+            score=score,
+            target=target,
+            compare=compare_by,
+            propagation=propagation,
+            sparsity_N=sparsity_N,
+        )
+        progress.stage(f"pruning with {program.name} to {target}", total)
         layers = prune_blocks(
             source, recipe, tokens_BL, lambda layer: progress.advance(layer.shape[0] * layer.shape[1])
         )
     clock.lap("prune")
 
     notes = [f"{layer.name}: no calibration token reached it; scored by weights alone" for layer in layers
-             if program.collects and layer.calibration_tokens == 0]  # fmt: skip
+             if score.collects and layer.calibration_tokens == 0]  # fmt: skip
     for line in notes:
         progress.note(line)
     settings = {
@@ -186,6 +195,7 @@ def prune(
             "text": program.text,
             "canonical": program.canonical,
         },
+        allocation=shared,
         target=str(target),
         compare=recipe.compare,
         requested=sum(layer.requested for layer in layers),
@@ -247,6 +257,52 @@ def evaluate(
         return evaluate_tokens(opened.model, tokens_BL, against=reference, on_sequence=lambda: progress.advance(1))
 
 
+def diagnose(
+    model: Any,
+    *,
+    out: str | Path,
+    tokenizer: Any = None,
+    algorithm: str | Path | Program = "wanda",
+    sparsity: float = 0.7,
+    allocation: str | Path | Program = "sdsa",
+    calibration: str = SELF,
+    sequences: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure skewness and sensitivity of a model's blocks, and draw them with an allocation, without pruning it.
+
+    The folder `out` gets autoprune.json and three pictures. Arguments as in `prune`.
+    """
+    progress = progress or Silent()
+    check_matplotlib()
+    program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
+    score, target = program.require("score"), Target.of(sparsity)
+    sharing = choose_allocation(allocation, program)
+    if sharing.name == AUTO:
+        raise AutopruneError("auto cannot be drawn before a model is pruned", remedy="name another --allocation")
+    if calibration != SELF:
+        check_source(calibration)
+    folder = Path(out)
+    check_output(folder, force=force, inputs=local_files(model))
+    opened = _opened(model, tokenizer, dtype, device, progress)
+    source = InMemoryBlocks(opened.model)
+    tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
+    with _evaluation_mode(opened.model):
+        measurements = Measurements(source, score, program.compare, target, tokens_BL, judge=True, progress=progress)
+        result = diagnose_model(measurements, sharing, model=opened.name, algorithm=program.name)
+    record = {"format": 1, "diagnosis": result.to_dict(), "settings": {"calibration": text, "seed": seed}}
+    progress.stage(f"writing {folder}", 1)
+    with finished_folder(folder) as unfinished:
+        draw(result, unfinished)
+        (unfinished / SIDECAR).write_text(json.dumps(record | {"versions": _versions()}, indent=1) + "\n", "utf-8")
+    return result
+
+
 def check_length(model: Any, length: int) -> None:
     """Refuse sequences that are longer than the model's context."""
     limit = context_length(model)
@@ -254,6 +310,56 @@ def check_length(model: Any, length: int) -> None:
         raise AutopruneError(
             f"--length {length} is more than the {limit} positions of the model", remedy=f"use at most {limit}"
         )
+
+
+def choose_allocation(given: str | Path | Program | None, program: Program) -> Allocation:
+    """The allocation that is meant: what is given, else the program's own, else uniform."""
+    if given is None:
+        return Allocation.of(program) if program.allocate else Allocation.named(UNIFORM)
+    if str(given) in NOT_PROGRAMS:
+        return Allocation.named(str(given))
+    return Allocation.of(
+        given if isinstance(given, Program) else algorithms.load(given, kind="allocation", others=NOT_PROGRAMS)
+    )
+
+
+def _shares(
+    source: InMemoryBlocks,
+    program: Program,
+    compare: str,
+    target: Target,
+    allocation: Allocation,
+    tokens_BL: Tensor | None,
+    propagation: str,
+    progress: Progress,
+) -> tuple[list[float] | None, dict[str, Any]]:
+    """The sparsity of every linear layer (None where it is uniform), and what is recorded of how it came about."""
+    record: dict[str, Any] = {"name": allocation.name}
+    if allocation.name == UNIFORM:
+        return None, record
+    record |= {"granularity": allocation.granularity, "max_shift": allocation.max_shift}
+    if allocation.tape:
+        record |= {name: getattr(allocation, name) for name in ("strength", "temperature", "digest", "text")}
+    measurements = Measurements(
+        source, program.require("score"), compare, target, tokens_BL, judge=allocation.needs_judge, progress=progress
+    )
+    if allocation.name == AUTO:
+        own = Allocation.of(program) if program.allocate else None
+        choice = choose(measurements, allocation, own, propagation)
+        uniform = next(row for row in reversed(choice.tried) if row["allocation"] == UNIFORM)
+        progress.note(
+            f"auto: {choice.name} (KL {choice.damage:.3f} nats/token in one-shot trials; "
+            f"uniform {uniform['kl_nats_per_token']:.3f})"
+        )
+        return list(choice.sparsity_N), record | {"chosen": choice.name, "tried": choice.tried}
+    found = shares(allocation, measurements)
+    groups = measurements.groups(allocation.granularity)
+    record["layers"] = [
+        {"name": group_name(group), "sparsity": float(share)}
+        | {name: float(values[index]) for name, values in found.statistics.items()}
+        for index, (group, share) in enumerate(zip(groups, found.sparsity_L, strict=True))
+    ]
+    return list(measurements.per_linear(found.sparsity_L, allocation.granularity)), record
 
 
 class _Clock:
@@ -304,14 +410,16 @@ def _calibration(
     else:
         progress.stage(f"reading {calibration}", 1)
         rule = bos_rule("auto", opened.tokenizer, opened.model.config.model_type)
-        tokens_BL = token_sequences(calibration, opened.tokenizer, sequences=sequences, length=length, bos=rule)
+        tokens_BL = token_sequences(
+            calibration, opened.tokenizer, sequences=sequences, length=length, bos=rule, seed=seed
+        )
     _check_vocabulary(opened.model, tokens_BL, opened.name)
     record = {"source": calibration, "sequences": sequences, "length": length, "bos": rule}
     return tokens_BL, record | {"sha256": hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest()}
 
 
 def _check_vocabulary(model: Any, tokens_BL: Tensor, name: str) -> None:
-    size = model.get_input_embeddings().num_embeddings
+    size = vocabulary_size(model)
     if int(tokens_BL.max()) >= size:
         raise AutopruneError(
             f"the tokenizer gives token {int(tokens_BL.max())}, the model has {size}",
@@ -333,10 +441,14 @@ def _evaluation_mode(model: Any):
 
 
 def _sidecar(report: PruneReport) -> dict[str, Any]:
+    return {"format": 1, **report.to_dict(), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
     packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "greenlet")
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
     versions["torch"] = str(torch.__version__)  # says which build it is, too
-    return {"format": 1, **report.to_dict(), "versions": versions}
+    return versions
 
 
-__all__ = ["Evaluation", "Progress", "PruneReport", "evaluate", "prune"]
+__all__ = ["Diagnosis", "Evaluation", "Progress", "PruneReport", "diagnose", "evaluate", "prune"]

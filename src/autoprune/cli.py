@@ -104,6 +104,31 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _calibration_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command that runs a calibration text through the model takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--calibration",
+                default="self",
+                show_default=True,
+                help=f"self (the model writes its own text), {_TEXT_HELP}.",
+            ),
+            click.option("--sequences", type=int, help="Calibration sequences.  [default: 128; on a CPU 32]"),
+            click.option("--length", type=int, help="Tokens per sequence.  [default: 2048; on a CPU 512]"),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**63 - 1),
+                default=0,
+                show_default=True,
+                help="Seed of the self-written text. Of another text, 0 takes the first sequences, others draw them.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Start with `autoprune demo`, or prune your own model: "
@@ -131,16 +156,20 @@ def cli(context: click.Context) -> None:
 @click.option("--pattern", help="n:m, n weights kept of m consecutive inputs, as 2:4.")
 @click.option("--compare", help="row or layer: where weights compete, instead of the algorithm's own choice.")
 @click.option(
-    "--calibration",
-    default="self",
-    show_default=True,
-    help=f"self (the model writes its own text), {_TEXT_HELP}.",
+    "--allocation",
+    help="How layers share out the sparsity: uniform, sensitivity (equal marginal damage of layers pruned alone), auto "
+    "(the best by measurement, at most three times the time of the prune), a library name (sdsa, owl, dlp, alpha, atp, "
+    "marginal) or a program file.  [default: the algorithm's own, else uniform]",
 )
-@click.option("--sequences", type=int, help="Calibration sequences.  [default: 128; on a CPU 32]")
-@click.option("--length", type=int, help="Tokens per sequence.  [default: 2048; on a CPU 512]")
+@click.option("--granularity", help="block or linear: what shares out.  [default: the allocation's own, mostly block]")
+@click.option("--strength", type=float, help="How far apart sparsities are.  [default: the allocation's own; sdsa 0.2]")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the self-written text."
+    "--max-shift",
+    type=float,
+    help="Furthest a layer may be from the mean.  [default: the allocation's own; sdsa 0.15]",
 )
+@click.option("--temperature", type=float, help="Of sdsa's softmax; a high one evens layers out.  [default: 1]")
+@_calibration_options
 @click.option(
     "--propagation",
     default="one_pass",
@@ -157,7 +186,7 @@ def _prune(
     from autoprune.algorithms import load
     from autoprune.sparsity import Target
 
-    Target.of(sparsity, pattern)  # what is cheap to refuse is refused before a model is opened
+    Target.of(sparsity, pattern)  # what is cheap to refuse is refused before libraries are loaded
     program = load(algorithm)
     _quiet()
     from autoprune.api import prune
@@ -178,6 +207,10 @@ def _print_prune(report: PruneReport) -> None:
     print(f"{report.zeros:,} of {report.weights:,} weights in {len(report.layers)} layers are zero")
     print(f"sparsity   {report.sparsity:.4%} (requested {report.requested / report.weights:.4%}, {report.target})")
     print(f"algorithm  {report.algorithm['name']} ({report.algorithm['hash']}), compared by {report.compare}")
+    if len(report.allocation) > 1:
+        shares = [layer.requested / (layer.shape[0] * layer.shape[1]) for layer in report.layers]
+        chosen = f" ({report.allocation['chosen']})" if "chosen" in report.allocation else ""
+        print(f"allocation {report.allocation['name']}{chosen}: layers lose {min(shares):.1%} to {max(shares):.1%}")
     if report.skipped:
         print(f"not pruned {len(report.skipped)} matrices that are not linear layers; see autoprune.json")
     print(f"time       {seconds}")
@@ -225,17 +258,58 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         )
 
 
+@cli.command("diagnose", epilog=_MODEL_HELP)
+@click.argument("model")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for pictures and figures; new or empty."
+)
+@click.option("--sparsity", type=float, default=0.7, show_default=True, help="Of the allocation that is drawn.")
+@click.option("--allocation", default="sdsa", show_default=True, help="The allocation that is drawn beside uniform.")
+@click.option("--algorithm", default="wanda", show_default=True, help="How weights are scored for the sensitivity.")
+@_calibration_options
+@click.option("--force", is_flag=True, help="Replace what is in --out.")
+@_shared_options
+def _diagnose(model: str, out: Path, as_json: bool, **settings: Any) -> None:
+    """Draw how MODEL's layers differ: skewness, sensitivity to the pruning ratio, an allocation. Nothing is pruned."""
+    from autoprune.figures import check_matplotlib
+
+    check_matplotlib()
+    _quiet()
+    from autoprune.api import diagnose
+    from autoprune.terminal import TerminalProgress
+
+    with TerminalProgress() as progress:
+        diagnosis = diagnose(model, out=out, progress=progress, **settings)
+    if as_json:
+        _print_json(diagnosis.to_dict())
+        return
+    alone = f"KL alone at {diagnosis.levels[-1]:.0%}"
+    print(f"{'block':<28} {'skewness':>9} {'L-skew':>7} {alone:>16} sparsity")
+    rows = zip(
+        diagnosis.blocks, diagnosis.skewness, diagnosis.l_skewness, diagnosis.damage, diagnosis.sparsity, strict=True
+    )
+    for name, skewness, l_skewness, damage, sparsity in rows:
+        print(f"{name:<28} {skewness:9.3f} {l_skewness:7.3f} {damage[-1]:16.4f} {sparsity:8.1%}")
+    print(f"pictures   {out}/skewness.png, sensitivity.png, allocation.png")
+
+
 @cli.command("algorithms")
 @click.argument("name", required=False)
 def _algorithms(name: str | None) -> None:
-    """List the library of pruning algorithms, or print the text of the one called NAME."""
+    """List the library of algorithms and allocations, or print the text of the one called NAME."""
     from autoprune import algorithms
 
     if name is not None:
         click.echo(algorithms.load(name).text, nl=False)
         return
-    for known in algorithms.names():
-        click.echo(f"{known:<12} {algorithms.load(known).doc}")
+    programs = [algorithms.load(known) for known in algorithms.names()]
+    for heading, listed in (
+        ("algorithms, for --algorithm", [program for program in programs if program.score]),
+        ("allocations, for --allocation", [program for program in programs if program.allocate]),
+    ):
+        click.echo(heading)
+        for program in listed:
+            click.echo(f"  {program.name:<14} {program.doc}")
 
 
 @cli.command("check")

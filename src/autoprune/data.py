@@ -3,7 +3,8 @@
 Legend: B sequences, L tokens per sequence.
 A source is "file:PATH" (.txt, or .jsonl with a `text` field) or "hub:NAME[:CONFIG][:SPLIT]" (a data set of the
 hub, or a local folder that `datasets` can load). Documents are joined by a blank line, tokenised as one text
-and cut into consecutive sequences, as the field does for WikiText-2.
+and cut into consecutive sequences, as the field does for WikiText-2. Seed 0 takes the first of them, any other seed
+draws them from the beginning of the text, 16 times as long as what is drawn (or from all of a shorter one).
 
 Beginning-of-sequence token ("bos"): "none" adds nothing, "start" puts one before the whole text (LLaMA, OPT),
 "every" puts one before each sequence (Gemma, which is lost without it). "auto" is "every" for the Gemma family,
@@ -27,6 +28,7 @@ BOS_RULES = ("auto", "none", "start", "every")
 
 _SEPARATOR = "\n\n"
 _CHARACTERS_PER_TOKEN = 8  # first guess of how much text to read; more is read when it was too little
+_POOL = 16  # times as many sequences as are drawn from them
 _UNSTABLE_TAIL = 64  # tokens at the end of a cut text that more text could have changed
 
 
@@ -45,15 +47,17 @@ def bos_rule(rule: str, tokenizer: Any, model_type: str) -> str:
     return "start" if tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] else "none"
 
 
-def token_sequences(source: str, tokenizer: Any, *, sequences: int | None, length: int, bos: str = "none") -> Tensor:
-    """The first `sequences` (all, if None) consecutive sequences of `length` tokens: int64, shape (B, L).
+def token_sequences(
+    source: str, tokenizer: Any, *, sequences: int | None, length: int, bos: str = "none", seed: int = 0
+) -> Tensor:
+    """`sequences` (all, if None) consecutive sequences of `length` tokens, as `seed` says: int64, shape (B, L).
 
     The last partial sequence is dropped; too little text is an error that says how much there was.
     """
     check_size(sequences, length)
     prefix = [tokenizer.bos_token_id] if bos == "start" else []
     own = length - 1 if bos == "every" else length  # tokens of text in each sequence
-    wanted = None if sequences is None else sequences * own - len(prefix)
+    wanted = None if sequences is None else sequences * own * (_POOL if seed else 1) - len(prefix)
     ids = prefix + _tokens(_pieces(source), tokenizer, wanted)
     count = len(ids) // own if sequences is None else sequences
     if count == 0 or len(ids) < count * own:
@@ -62,7 +66,10 @@ def token_sequences(source: str, tokenizer: Any, *, sequences: int | None, lengt
             where=source,
             remedy="use a longer text, fewer --sequences or a shorter --length",
         )
-    tokens_BL = torch.tensor(ids[: count * own], dtype=torch.int64).view(count, own)
+    pool = min(len(ids) // own, count * _POOL) if seed else count
+    tokens_BL = torch.tensor(ids[: pool * own], dtype=torch.int64).view(pool, own)
+    if seed:
+        tokens_BL = tokens_BL[torch.randperm(pool, generator=torch.Generator().manual_seed(seed))[:count]]
     if bos == "every":
         start_B1 = torch.full((count, 1), tokenizer.bos_token_id, dtype=torch.int64)
         tokens_BL = torch.cat([start_B1, tokens_BL], dim=1)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.api import Progress, prune
+from autoprune.api import prune
 from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.files import check_output
 from autoprune.generate import Sampling, self_calibration
 from autoprune.models import DEMO, open_model
+from autoprune.progress import Progress
 
 ALGORITHMS = ("magnitude", "wanda")
 SPARSITY = 0.6

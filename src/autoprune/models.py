@@ -56,18 +56,25 @@ class Linear:
     @property
     def weight_RC(self) -> Tensor:
         """The live weight as output rows by input columns (a view, also where the module stores it transposed)."""
-        weight = _parameter(self.module)
-        return weight.data.T if isinstance(self.module, Conv1D) else weight.data
+        weight = self.parameter.data
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+    @property
+    def parameter(self) -> Tensor:
+        """The weight as the module stores it."""
+        assert isinstance(self.module.weight, Tensor)
+        return self.module.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = self.module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
 
     @property
     def shape(self) -> tuple[int, int]:
         R, C = self.weight_RC.shape
         return R, C
-
-
-def _parameter(module: nn.Module) -> Tensor:
-    assert isinstance(module.weight, Tensor)
-    return module.weight
 
 
 class BlockSource(Protocol):
@@ -85,6 +92,11 @@ class BlockSource(Protocol):
     def linears(self, index: int) -> list[Linear]:
         """The prunable linear layers of block `index`, in order of definition."""
         ...
+
+
+def all_linears(source: BlockSource) -> list[Linear]:
+    """Every prunable layer of the model, block by block."""
+    return [linear for index in range(len(source.blocks)) for linear in source.linears(index)]
 
 
 class InMemoryBlocks:
@@ -105,7 +117,7 @@ class InMemoryBlocks:
             self.skipped |= _skipped(block, prefix)
             self._linears.append([])
             for linear in find_linears(block, prefix, index):
-                first = owner.setdefault(_parameter(linear.module), linear.name)
+                first = owner.setdefault(linear.parameter, linear.name)
                 if first == linear.name:
                     self._linears[-1].append(linear)
                 else:
@@ -202,6 +214,11 @@ def fingerprint(model: nn.Module) -> str:
 def input_device(model: nn.Module) -> torch.device:
     """Where token ids have to be."""
     return next(model.parameters()).device
+
+
+def vocabulary_size(model: Any) -> int:
+    """The number of tokens the model has embeddings for."""
+    return model.get_input_embeddings().num_embeddings
 
 
 def context_length(model: Any) -> int | None:

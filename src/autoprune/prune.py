@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from autoprune.allocation import counts
 from autoprune.errors import AutopruneError
-from autoprune.language import Program, interpret
-from autoprune.models import BlockSource, Linear, input_device
+from autoprune.language import interpret
+from autoprune.language.program import Tape
+from autoprune.models import BlockSource, all_linears, input_device
 from autoprune.sparsity import Target, count_zeros, keep_mask, zero_pruned_
 from autoprune.stream import micro_batches, walk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to do: the algorithm, how much goes, and which inputs a layer is judged by (see stream.PROPAGATION)."""
+    """What to do: how weights are scored, how many go, and which inputs a layer is judged by (stream.PROPAGATION).
 
-    program: Program
+    `sparsity_N` is the share of its weights each linear layer loses, in the order of `all_linears`; None gives all the
+    target's.
+    """
+
+    score: Tape
     target: Target
     compare: str
     propagation: str = "one_pass"
+    sparsity_N: Sequence[float] | None = None
     micro_batch_tokens: int | None = None
 
 
@@ -37,27 +44,23 @@ class PrunedLayer:
     calibration_tokens: int
 
 
-def all_linears(source: BlockSource) -> list[Linear]:
-    """Every prunable layer of the model, block by block."""
-    return [linear for index in range(len(source.blocks)) for linear in source.linears(index)]
-
-
 def prune_blocks(
     source: BlockSource, recipe: Recipe, tokens_BL: Tensor | None, on_layer: Callable[[PrunedLayer], None]
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text."""
-    program, target = recipe.program, recipe.target
+    score, target = recipe.score, recipe.target
     linears = all_linears(source)
-    counts = target.counts([linear.shape[0] * linear.shape[1] for linear in linears])
-    count_of = dict(zip(linears, counts, strict=True))
+    sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
+    count_N = counts(target, sparsity_N, [linear.shape[0] * linear.shape[1] for linear in linears])
+    count_of = dict(zip(linears, count_N, strict=True))
     batches = []
     if tokens_BL is not None:
         batches = micro_batches(tokens_BL, input_device(source.model), recipe.micro_batch_tokens)
 
     pruned = []
-    for visit in walk(source, batches, collects=program.collects, propagation=recipe.propagation):
+    for visit in walk(source, batches, collects=score.collects, propagation=recipe.propagation):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
-        score_RC = interpret(program.score, visit.statistics(program.statistics))
+        score_RC = interpret(score, visit.statistics(score.statistics))
         if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
             raise AutopruneError("the score is not finite", where=linear.name, remedy="check the program and the text")
         keep_RC = keep_mask(score_RC, target, count_of[linear], recipe.compare)

@@ -6,7 +6,6 @@ Legend: R output rows, C input columns of a linear layer; M the group length of 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -65,35 +64,21 @@ class Target:
                 remedy=f"choose another pattern than {self}, or --sparsity",
             )
 
-    def counts(self, sizes: Sequence[int]) -> list[int]:
-        """How many weights each layer loses, so that every prefix of layers, and so the model, is exact.
-
-        Each count is the layer's own share, rounded down or up; the total is rounded down.
-        """
-        counts, total, assigned = [], 0, 0
-        for size in sizes:
-            total += size
-            counts.append(int(self.fraction * total) - assigned)
-            assigned += counts[-1]
-        return counts
-
 
 def keep_mask(score_RC: Tensor, target: Target, count: int, compare: str) -> Tensor:
     """Boolean (R, C): True where a weight stays. Exactly `count` are False, those with the lowest scores.
 
     `compare` "row" spreads the count evenly over the rows (they differ by one at most), "layer" takes the
-    lowest of the matrix; an n:m target keeps n in each group of m and ignores both. Among equal scores the
-    first columns go.
+    lowest of the matrix; an n:m target spreads it evenly over the groups of m, whatever `compare` says. Among
+    equal scores the first columns go.
     """
-    R, C = score_RC.shape
     if target.group:
-        grouped_GM = score_RC.reshape(-1, target.group)
-        removed = grouped_GM.shape[1] - target.keep
-        return _keep(grouped_GM, torch.full((grouped_GM.shape[0],), removed)).reshape(R, C)
-    if compare == "layer":
-        return _keep(score_RC.reshape(1, -1), torch.tensor([count])).reshape(R, C)
-    edges = torch.arange(R + 1) * (count // R) + torch.arange(R + 1) * (count % R) // R
-    return _keep(score_RC, edges.diff())
+        lines = score_RC.reshape(-1, target.group)
+    else:
+        lines = score_RC.reshape(1, -1) if compare == "layer" else score_RC
+    index = torch.arange(len(lines) + 1)
+    edges = index * (count // len(lines)) + index * (count % len(lines)) // len(lines)
+    return _keep(lines, edges.diff()).reshape(score_RC.shape)
 
 
 def _keep(score_RC: Tensor, removed_R: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ Coroutines are greenlets, because the place to stop lies deep inside code that i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,22 +74,58 @@ def walk(
         lockstep.close()
 
 
+def walk_blocks(
+    source: BlockSource, batches: Sequence[Tensor], finish: Callable[[int, Tensor], None]
+) -> Generator[int]:
+    """The index of every block, each before any micro-batch enters it: its weights may be changed until the next one
+    is asked for. At the end, `finish` is told the logits (B, L, V) of each micro-batch, by index."""
+
+    def forward(index: int, tokens_BL: Tensor) -> None:
+        finish(index, _forward(source.model, tokens_BL).logits)
+
+    def stop(block: nn.Module, args: tuple[Any, ...]) -> None:
+        if batch := by_greenlet.get(getcurrent()):
+            batch.stop(None)
+
+    waiting = [_Batch(partial(forward, index, tokens_BL)) for index, tokens_BL in enumerate(batches)]
+    by_greenlet = {batch.greenlet: batch for batch in waiting}
+    hooks = [block.register_forward_pre_hook(stop) for block in source.blocks]
+    try:
+        for batch in waiting:
+            batch.run()  # to the first block
+        for index in range(len(source.blocks)):
+            source.load(index)
+            yield index
+            for batch in waiting:
+                batch.run()
+            source.release(index)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for batch in waiting:
+            batch.close()
+
+
+def _forward(model: nn.Module, tokens_BL: Tensor) -> Any:
+    return model(input_ids=tokens_BL.to(input_device(model)), use_cache=False)
+
+
 class _Batch:
-    """One micro-batch: a greenlet in the middle of the model's forward.
+    """One micro-batch: a greenlet in the middle of `forward`, a call of the model.
 
     `at` is the linear layer it waits at, None at the end of a block. `inputs` are the statistics its last input was
     counted in; `complete` says that those are complete already: all micro-batches brought the very same tensor to an
     earlier layer, as to q before k.
     """
 
-    def __init__(self, model: nn.Module, tokens_BL: Tensor):
+    def __init__(self, forward: Callable[[], object]):
         self.at: Linear | None = None
         self.inputs: InputStatistics | None = None
         self.complete = False
         self.entered: list[tuple[Tensor, int]] = []
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self.driver = getcurrent()
-        self.greenlet = greenlet(lambda: model(input_ids=tokens_BL.to(input_device(model)), use_cache=False))
+        self.greenlet = greenlet(forward)
 
     def run(self) -> None:
         """Go on to the next stop. Gradients are off here only: the mode must not leak to the caller."""
@@ -116,7 +153,7 @@ class _Batch:
 class _Lockstep:
     def __init__(self, source: BlockSource, batches: Sequence[Tensor], collects: frozenset[str], propagation: str):
         self.source, self.collects, self.propagation = source, collects, propagation
-        self.batches = [_Batch(source.model, tokens_BL) for tokens_BL in batches]
+        self.batches = [_Batch(partial(_forward, source.model, tokens_BL)) for tokens_BL in batches]
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
         self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}

@@ -8,7 +8,7 @@ operands of commutative operators are sorted, and unused parameters and steps ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def canonical_tape(tape: Tape) -> Tape:
         if new_index == len(keys):
             keys.append(_sort_key(folded or new, keys))
         renamed[index] = new_index
-    return _ordered(Tape(builder.nodes, renamed[tape.result], tape.place))
+    return _ordered(Tape(builder.nodes, renamed[tape.result], tape.function, tape.place))
 
 
 def _round32(value: float) -> float:
@@ -84,16 +84,21 @@ def _ordered(tape: Tape) -> Tape:
         node = tape.nodes[index]
         arguments = tuple(renamed[argument] for argument in node.arguments)
         renamed[index] = builder.add(Node(node.operator, arguments, node.value, node.over, node.place))
-    return Tape(builder.nodes, renamed[tape.result], tape.place)
+    return Tape(builder.nodes, renamed[tape.result], tape.function, tape.place)
 
 
-def print_program(options: Mapping[str, str], score: Tape) -> str:
-    """A text that parses to the given options and tape; default options are left out."""
-    lines = [f'{name} = "{value}"' for name, value in options.items() if value != OPTIONS[name][0]]
-    lines += [""] * bool(lines)
-    lines.append(f"def score({', '.join(score.statistics)}):")
-    lines += [f"    {line}" for line in _body(score)]
+def print_program(options: Mapping[str, str | float], tapes: Sequence[Tape]) -> str:
+    """A text that parses to the given options and tapes; default options are left out."""
+    lines = [f"{name} = {_value(value)}" for name, value in options.items() if value != OPTIONS[name].default]
+    for tape in tapes:
+        lines += [""] * bool(lines)
+        lines.append(f"def {tape.function}({', '.join(tape.statistics)}):")
+        lines += [f"    {line}" for line in _body(tape)]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: str | float) -> str:
+    return f'"{value}"' if isinstance(value, str) else _number(value)
 
 
 def digest(canonical_text: str) -> str:

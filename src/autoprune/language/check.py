@@ -5,21 +5,28 @@ from __future__ import annotations
 from autoprune.errors import ProgramError
 from autoprune.language.operators import OPERATORS, Operator
 from autoprune.language.program import CONSTANT, STATISTIC, Node, Tape
-from autoprune.language.statistics import STATISTICS
+from autoprune.language.statistics import FUNCTIONS
 from autoprune.language.types import Type, describe
+
+_RESULT_REMEDY = {
+    **{("score", kind): "combine it with abs(weight)" for kind in (Type.SCALAR, Type.R, Type.C)},
+    ("score", Type.CC): "use weight @ it",
+    ("allocate", Type.SCALAR): "combine it with a statistic of the layers, such as depth or skewness",
+}
 
 MAX_LIVE = 12
 """Matrices (RC or CC) that may be alive at once: bounds the memory of a score."""
 
 
 def infer_types(tape: Tape) -> dict[int, Type]:
-    """Type of every used step; raises ProgramError where one has none or the result is not RC."""
+    """Type of every used step; raises ProgramError where one has none or the result is not the function's."""
+    function = FUNCTIONS[tape.function]
     types: dict[int, Type] = {}
     for index, node in tape.steps():
         if node.operator == CONSTANT:
             types[index] = Type.SCALAR
         elif node.operator == STATISTIC:
-            types[index] = STATISTICS[str(node.value)].type
+            types[index] = function.statistics[str(node.value)].type
         else:
             arguments = tuple(types[argument] for argument in node.arguments)
             kind = OPERATORS[node.operator].result_type(arguments, node.over)
@@ -27,9 +34,12 @@ def infer_types(tape: Tape) -> dict[int, Type]:
                 raise _mismatch(node, OPERATORS[node.operator], arguments)
             types[index] = kind
     result = types[tape.result]
-    if result is not Type.RC:
-        remedy = "combine it with abs(weight)" if result is not Type.CC else "use weight @ it"
-        raise ProgramError(f"score is {describe(result)}, not {describe(Type.RC)}", place=tape.place, remedy=remedy)
+    if result is not function.result:
+        raise ProgramError(
+            f"{function.name} is {describe(result)}, not {describe(function.result)}",
+            place=tape.place,
+            remedy=_RESULT_REMEDY.get((function.name, result), f"as in {function.example}"),
+        )
     return types
 
 
@@ -55,6 +65,8 @@ def _mismatch(node: Node, operator: Operator, arguments: tuple[Type, ...]) -> Pr
                 remedy = f"all arguments after the first are scalars: {operator.signature}"
             elif arguments[0] is Type.SCALAR:
                 remedy = "a scalar has nothing to go over; remove the call"
+            elif arguments[0] is Type.L:
+                remedy = f'{describe(Type.L)} takes over="all" only'
             else:
                 axis = "columns" if arguments[0] is Type.C else "rows"
                 remedy = f'{describe(arguments[0])} takes over="{axis}" or over="all"'

@@ -1,7 +1,8 @@
 """Text → tapes. The text is read with `ast` as data and never run.
 
-Accepted: a docstring, option assignments, and `def score(...)` whose parameters name statistics, with
-assignments to local names and one final `return`. Everything else is refused with place, reason and remedy.
+Accepted: a docstring, option assignments, and the functions `score(...)` and `allocate(...)`, one or both, whose
+parameters name statistics, with assignments to local names and one final `return`. Everything else is refused with
+place, reason and remedy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from autoprune.errors import Place, ProgramError, nearest
 from autoprune.language.operators import OPERATORS
 from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Node, Tape, TapeBuilder
-from autoprune.language.statistics import STATISTICS
+from autoprune.language.statistics import FUNCTIONS
 from autoprune.language.types import AXES
 
 MAX_CHARACTERS = 20_000
@@ -60,8 +61,8 @@ class Parsed:
     """A program whose words are known, before its types are."""
 
     doc: str
-    options: dict[str, str]
-    score: Tape
+    options: dict[str, str | float]
+    tapes: tuple[Tape, ...]
 
 
 def _place(node: ast.AST) -> Place:
@@ -81,27 +82,28 @@ def parse(text: str) -> Parsed:
     """Read a program text; raises ProgramError."""
     tree = _syntax_tree(text)
     doc, body = _docstring(tree.body)
-    options = {name: values[0] for name, values in OPTIONS.items()}
-    score: Tape | None = None
+    options = {name: option.default for name, option in OPTIONS.items()}
+    given: dict[str, ast.Assign] = {}
+    tapes: dict[str, Tape] = {}
     for statement in body:
         if isinstance(statement, ast.Assign):
-            name, value = _option(statement)
-            options[name] = value
+            name, options[name] = _option(statement)
+            given[name] = statement
         elif isinstance(statement, ast.FunctionDef):
-            if statement.name != "score":
-                raise _refuse(statement, f"unknown function '{statement.name}'", "a program defines score(...)")
-            if score is not None:
-                raise _refuse(statement, "score is defined twice", "keep one")
-            score = _FunctionReader(statement).read()
+            name = statement.name
+            if name not in FUNCTIONS:
+                raise _refuse(statement, f"unknown function '{name}'", "a program defines score(...) or allocate(...)")
+            if name in tapes:
+                raise _refuse(statement, f"{name} is defined twice", "keep one")
+            tapes[name] = _FunctionReader(statement).read()
         else:
             raise _refuse(statement)
-    if score is None:
-        raise ProgramError(
-            "the program defines no score",
-            place=Place(),
-            remedy="add def score(weight, input_norm): return abs(weight) * input_norm",
-        )
-    return Parsed(doc, options, score)
+    if not tapes:
+        raise ProgramError("the program defines no score", place=Place(), remedy=f"add {FUNCTIONS['score'].example}")
+    for name, statement in given.items():
+        if (function := OPTIONS[name].function) not in tapes:
+            raise _refuse(statement, f"{name} goes with {function}, which is not defined", "remove it")
+    return Parsed(doc, options, tuple(tapes[name] for name in FUNCTIONS if name in tapes))
 
 
 def _syntax_tree(text: str) -> ast.Module:
@@ -133,19 +135,34 @@ def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
     return "", body
 
 
-def _option(statement: ast.Assign) -> tuple[str, str]:
+def _option(statement: ast.Assign) -> tuple[str, str | float]:
+    value: object
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)):
             pass
+        case ast.Assign(
+            targets=[ast.Name(id=name)],
+            value=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)),
+        ):
+            value = -number
         case _:
-            raise _refuse(statement, "an option is a name and a quoted value", 'as in compare = "layer"')
+            raise _refuse(
+                statement, "an option is a name and a plain value", 'as in compare = "layer" or strength = 0.2'
+            )
     if name not in OPTIONS:
         raise _refuse(statement, f"unknown option '{name}'", nearest(name, OPTIONS))
-    if value not in OPTIONS[name]:
-        choices = " or ".join(f'"{choice}"' for choice in OPTIONS[name])
-        given = repr(value[:40]) if isinstance(value, str) else type(value).__name__
+    option = OPTIONS[name]
+    if not option.accepts(value):
+        choices = " or ".join(f'"{choice}"' for choice in option.choices) or option.allowed
+        given = repr(value[:40]) if isinstance(value, str) else _shown(value)
         raise _refuse(statement, f"{name} cannot be {given}", f"use {choices}")
-    return name, value
+    return name, value if isinstance(value, str) else float(value)  # pyright: ignore[reportArgumentType]
+
+
+def _shown(value: object) -> str:
+    """A value that is no string, for an error: a number that is not too long to print, else what kind it is."""
+    short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15)
+    return str(value) if short else type(value).__name__
 
 
 class _FunctionReader:
@@ -153,6 +170,8 @@ class _FunctionReader:
 
     def __init__(self, definition: ast.FunctionDef):
         self.definition = definition
+        self.function = FUNCTIONS[definition.name]
+        self.statistics = self.function.statistics
         self.builder = TapeBuilder()
         self.names: dict[str, int] = {}
 
@@ -171,10 +190,11 @@ class _FunctionReader:
                     result = self._expression(value, 1)
                     if position < len(body) - 1:
                         raise _refuse(body[position + 1], "nothing may follow return", "remove it")
-                    return Tape(self.builder.nodes, result, _place(value))
+                    return Tape(self.builder.nodes, result, self.function.name, _place(value))
                 case _:
                     raise _refuse(statement)
-        raise _refuse(self.definition, "score returns nothing", "end it with return and an RC expression")
+        name, result = self.function.name, self.function.result
+        raise _refuse(self.definition, f"{name} returns nothing", f"end it with return and an {result} expression")
 
     def _parameters(self) -> None:
         definition, arguments = self.definition, self.definition.args
@@ -192,12 +212,16 @@ class _FunctionReader:
         if not plain:
             raise _refuse(definition, "parameters are plain names of statistics", "as in score(weight, gram)")
         for argument in arguments.args:
-            if argument.arg not in STATISTICS:
-                raise _refuse(argument, f"unknown statistic '{argument.arg}'", nearest(argument.arg, STATISTICS))
+            if argument.arg not in self.statistics:
+                raise _refuse(argument, self._unknown(argument.arg), nearest(argument.arg, self.statistics))
             if argument.arg in self.names:
                 raise _refuse(argument, f"'{argument.arg}' is named twice", "name it once")
             node = Node(STATISTIC, value=argument.arg, place=_place(argument))
             self.names[argument.arg] = self.builder.add(node)
+
+    def _unknown(self, name: str) -> str:
+        others = [function.name for function in FUNCTIONS.values() if name in function.statistics]
+        return f"'{name}' is a statistic of {others[0]}" if others else f"unknown statistic '{name}'"
 
     def _expression(self, node: ast.expr, depth: int) -> int:
         if depth > MAX_DEPTH:
@@ -250,11 +274,11 @@ class _FunctionReader:
     def _name(self, node: ast.expr, name: str) -> int:
         if name in self.names:
             return self.names[name]
-        if name in STATISTICS:
-            raise _refuse(node, f"'{name}' is not a parameter", f"add it: def score(..., {name})")
+        if name in self.statistics:
+            raise _refuse(node, f"'{name}' is not a parameter", f"add it: def {self.function.name}(..., {name})")
         if name in OPERATORS:
             raise _refuse(node, f"'{name}' is an operator", f"call it: {OPERATORS[name].signature}")
-        raise _refuse(node, f"unknown name '{name}'", nearest(name, [*self.names, *STATISTICS]))
+        raise _refuse(node, f"unknown name '{name}'", nearest(name, [*self.names, *self.statistics]))
 
     def _call(self, node: ast.Call, name: str) -> tuple[str, str | None]:
         operator = OPERATORS.get(name)

@@ -10,13 +10,80 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from autoprune.errors import Place
-from autoprune.language.statistics import STATISTICS
+from autoprune.errors import AutopruneError, Place
+from autoprune.language.statistics import FUNCTIONS
 
 CONSTANT, STATISTIC = "constant", "statistic"
 
-OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({"compare": ("row", "layer")})
-"""Header options and their values; the first value is the default."""
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A header option of a `function`: one of `choices` (the first is the default), or a number from low to high."""
+
+    name: str
+    function: str
+    doc: str
+    choices: tuple[str, ...] = ()
+    default_number: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def default(self) -> str | float:
+        return self.choices[0] if self.choices else self.default_number
+
+    @property
+    def allowed(self) -> str:
+        """The values it takes, in words."""
+        return ", ".join(self.choices) if self.choices else f"a number from {self.low:g} to {self.high:g}"
+
+    def accepts(self, value: object) -> bool:
+        if self.choices:
+            return value in self.choices
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+_OPTION_ROWS = [
+    Option(
+        name="compare",
+        function="score",
+        choices=("row", "layer"),
+        doc="where weights compete: every output row loses the same share, or one threshold holds for the matrix",
+    ),
+    Option(
+        name="granularity",
+        function="allocate",
+        choices=("block", "linear"),
+        doc="what shares out the sparsity: whole blocks, or each linear layer by itself",
+    ),
+    Option(
+        name="strength",
+        function="allocate",
+        default_number=1.0,
+        low=-10.0,
+        high=10.0,
+        doc="what the result of allocate is multiplied by",
+    ),
+    Option(
+        name="max_shift",
+        function="allocate",
+        default_number=0.15,
+        low=0.0,
+        high=1.0,
+        doc="no layer's sparsity is further from the model's than this",
+    ),
+    Option(
+        name="temperature",
+        function="allocate",
+        default_number=1.0,
+        low=0.01,
+        high=100.0,
+        doc="the statistic of this name: a high one in softmax(x / temperature) evens layers out",
+    ),
+]
+
+OPTIONS: Mapping[str, Option] = MappingProxyType({option.name: option for option in _OPTION_ROWS})
+"""Header options. Each belongs to one function and may be given only where that is defined."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +119,11 @@ class TapeBuilder:
 
 @dataclass(frozen=True)
 class Tape:
-    """The steps of one function; `result` is the index of the node that is returned, `place` where it is."""
+    """The steps of one `function`; `result` is the index of the node that is returned, `place` where it is."""
 
     nodes: tuple[Node, ...]
     result: int
+    function: str = "score"
     place: Place = field(default=Place(), compare=False)
 
     def used(self) -> set[int]:
@@ -76,30 +144,45 @@ class Tape:
     def statistics(self) -> tuple[str, ...]:
         """Names of the statistics that the result depends on, in the order of the table."""
         named = {node.value for _, node in self.steps() if node.operator == STATISTIC}
-        return tuple(name for name in STATISTICS if name in named)
+        return tuple(name for name in FUNCTIONS[self.function].statistics if name in named)
+
+    @property
+    def collects(self) -> frozenset[str]:
+        """What has to be measured for those statistics; empty where nothing has."""
+        table = FUNCTIONS[self.function].statistics
+        return frozenset(need for name in self.statistics for need in table[name].collects)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A checked pruning algorithm. `digest` identifies what it does, whatever its layout and names."""
+    """A checked pruning algorithm: a score, an allocation, or both.
+
+    `digest` identifies what it does, whatever its layout and names.
+    """
 
     name: str
     doc: str
     text: str
-    options: Mapping[str, str]
-    score: Tape
+    options: Mapping[str, str | float]
+    score: Tape | None
+    allocate: Tape | None
     canonical: str
     digest: str
 
     @property
     def compare(self) -> str:
-        return self.options["compare"]
+        return str(self.options["compare"])
+
+    def require(self, function: str) -> Tape:
+        """The tape of a function; an error where the program does not define it."""
+        tape = {"score": self.score, "allocate": self.allocate}[function]
+        if tape is None:
+            raise AutopruneError(
+                f"the program defines no {function}", where=self.name, remedy=f"add {FUNCTIONS[function].example}"
+            )
+        return tape
 
     @property
-    def statistics(self) -> tuple[str, ...]:
-        return self.score.statistics
-
-    @property
-    def collects(self) -> frozenset[str]:
-        """Running sums the collector must keep; empty where no calibration text is needed."""
-        return frozenset(name for key in self.statistics for name in STATISTICS[key].collects)
+    def functions(self) -> tuple[Tape, ...]:
+        """The tapes of the functions that the program defines."""
+        return tuple(tape for tape in (self.score, self.allocate) if tape)

@@ -7,22 +7,28 @@ from types import MappingProxyType
 from autoprune.language.canonical import canonical_tape, digest, print_program
 from autoprune.language.check import check_memory, infer_types
 from autoprune.language.parse import parse
-from autoprune.language.program import Program
+from autoprune.language.program import Program, Tape
 
 
 def read_program(text: str, *, name: str = "program") -> Program:
     """A checked program; raises ProgramError with place, reason and remedy."""
     parsed = parse(text)
-    infer_types(parsed.score)
-    score = canonical_tape(parsed.score)
-    check_memory(score, infer_types(score))
-    canonical = print_program(parsed.options, score)
+    tapes = {tape.function: _checked(tape) for tape in parsed.tapes}
+    canonical = print_program(parsed.options, list(tapes.values()))
     return Program(
         name=name,
         doc=parsed.doc,
         text=text,
         options=MappingProxyType(parsed.options),
-        score=score,
+        score=tapes.get("score"),
+        allocate=tapes.get("allocate"),
         canonical=canonical,
         digest=digest(canonical),
     )
+
+
+def _checked(tape: Tape) -> Tape:
+    infer_types(tape)
+    tape = canonical_tape(tape)
+    check_memory(tape, infer_types(tape))
+    return tape

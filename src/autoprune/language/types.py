@@ -1,8 +1,9 @@
 """Types of the pruning language: the shape of a value, known before anything runs.
 
-Legend: R output rows, C input columns of the linear layer that is being pruned.
+Legend: R output rows, C input columns of the linear layer that is being pruned; L the layers (blocks or linear
+layers) that share out the sparsity.
 At run time every value is a two-dimensional float32 tensor, so that broadcasting follows the type:
-scalar (1, 1), R (R, 1), C (1, C), RC (R, C), CC (C, C).
+scalar (1, 1), R (R, 1), C (1, C), RC (R, C), CC (C, C), L (1, L).
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ class Type(StrEnum):
     C = "C"
     RC = "RC"
     CC = "CC"
+    L = "L"
 
 
 AXES = ("rows", "columns", "all")
 
 _MEANING = {
-    Type.SCALAR: "one number per layer",
+    Type.SCALAR: "one number",
     Type.R: "one number per output row",
     Type.C: "one number per input column",
     Type.RC: "one number per weight",
     Type.CC: "one number per pair of input columns",
+    Type.L: "one number per layer",
 }
 
 
@@ -34,12 +37,12 @@ def describe(kind: Type) -> str:
 
 
 def join(left: Type, right: Type) -> Type | None:
-    """Type of an elementwise combination, or None where there is none (a CC meets a scalar or a CC only)."""
+    """Type of an elementwise combination, or None where there is none: a CC or an L meets a scalar or its own kind."""
     if left == right or right is Type.SCALAR:
         return left
     if left is Type.SCALAR:
         return right
-    if Type.CC in (left, right):
+    if left in (Type.CC, Type.L) or right in (Type.CC, Type.L):
         return None
     return Type.RC
 
@@ -50,6 +53,8 @@ def reduced(kind: Type, over: str) -> Type | None:
         return None
     if over == "all":
         return Type.SCALAR
+    if kind is Type.L:
+        return None  # layers are neither rows nor columns
     if over == "rows":
         return {Type.RC: Type.C, Type.CC: Type.C, Type.R: Type.SCALAR}.get(kind)
     return {Type.RC: Type.R, Type.C: Type.SCALAR}.get(kind)

@@ -1,0 +1,138 @@
+"""How much of the whole each layer loses: preferences → sparsities whose weighted mean is exact → counts.
+
+Legend: L layers that share out the sparsity (blocks, or single linear layers), N linear layers.
+Pure functions on numbers; what they are computed from is measured in `layer_statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from autoprune.errors import AutopruneError
+from autoprune.language import statistics
+from autoprune.language.program import OPTIONS, Program, Tape
+from autoprune.sparsity import Target
+
+UNIFORM, SENSITIVITY, AUTO = "uniform", "sensitivity", "auto"
+NOT_PROGRAMS = (UNIFORM, SENSITIVITY, AUTO)
+"""Allocations that are not programs: all the same; equal marginal damage; the best by measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """How to share out the sparsity. `tape` is the program's `allocate`, None for those that are not programs."""
+
+    name: str
+    tape: Tape | None = None
+    digest: str = ""
+    text: str = ""
+    granularity: str = "block"
+    strength: float = 1.0
+    max_shift: float = 0.15
+    temperature: float = 1.0
+
+    @classmethod
+    def named(cls, name: str) -> Allocation:
+        """One of those that are not programs."""
+        options = {AUTO: {"granularity": "linear", "max_shift": 0.25}}.get(name, {})
+        return cls(name=name, **options)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def of(cls, program: Program) -> Allocation:
+        """The allocation that a program defines."""
+        tape = program.require("allocate")
+        options = {name: program.options[name] for name, option in OPTIONS.items() if option.function == "allocate"}
+        return cls(name=program.name, tape=tape, digest=program.digest, text=program.text, **options)  # pyright: ignore[reportArgumentType]
+
+    def with_options(self, **options: str | float | None) -> Allocation:
+        """The same with other options; None leaves one as it is."""
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, value in given.items():
+            if not OPTIONS[name].accepts(value):
+                raise AutopruneError(f"{name} cannot be {value}", remedy=f"use {OPTIONS[name].allowed}")
+        return replace(self, **given)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether pruned models have to be compared with the dense one, on held-out text."""
+        collects = self.tape.collects if self.tape else frozenset()
+        return self.name in (SENSITIVITY, AUTO) or bool(collects & {statistics.SENSITIVITY, statistics.MARGINAL_DAMAGE})
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a text has to pass through the model."""
+        return self.needs_judge or bool(self.tape and statistics.SALIENCY in self.tape.collects)
+
+
+def bounds(target: Target, max_shift: float) -> tuple[float, float]:
+    """Least and greatest sparsity of a layer: `max_shift` around the model's; no layer keeps less than half of its fair
+    share, so that none is emptied; and an n:m target keeps at least one of each group."""
+    sparsity = float(target.fraction)
+    most = 1 - 1 / target.group if target.group else 1.0
+    return max(0.0, sparsity - max_shift), max(sparsity, min(sparsity + max_shift, (1 + sparsity) / 2, most))
+
+
+def project(preference_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float) -> np.ndarray:
+    """Sparsities (L,), float64: the preferences shifted by one constant and clipped to `bounds`, with the target's
+    sparsity as their mean, weighted by `size_L`."""
+    return _balanced(np.asarray(preference_L, dtype=np.float64), np.ones(len(size_L)), size_L, target, max_shift)
+
+
+def equal_marginal_damage(
+    log_damage_L: np.ndarray, slope_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float
+) -> np.ndarray:
+    """Sparsities (L,) that minimise the sum of exp(log_damage + slope * s) at the target's weighted mean.
+
+    Where the damage of each layer grows exponentially with its sparsity, all layers have the same marginal damage per
+    weight at s = (log(size) - log(slope) - log_damage + c) / slope: Lagrange's condition, clipped to `bounds`.
+    """
+    wanted_L = (np.log(size_L / np.mean(size_L)) - np.log(slope_L) - log_damage_L) / slope_L
+    return _balanced(wanted_L, 1 / slope_L, size_L, target, max_shift)
+
+
+def _balanced(
+    wanted_L: np.ndarray, step_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float
+) -> np.ndarray:
+    """`wanted + c * step` clipped to `bounds`, with the c that makes the weighted mean exact.
+
+    The mean grows with c from the lower to the upper bound, and the target lies between them, so bisection finds c.
+    """
+    low, high = bounds(target, max_shift)
+    share_L = np.asarray(size_L, dtype=np.float64) / np.sum(size_L)
+    below, above = float(((low - wanted_L) / step_L).min()), float(((high - wanted_L) / step_L).max())
+    while (middle := (below + above) / 2) not in (below, above):
+        if share_L @ np.clip(wanted_L + middle * step_L, low, high) < target.fraction:
+            below = middle
+        else:
+            above = middle
+    return np.clip(wanted_L + above * step_L, low, high)
+
+
+def counts(target: Target, sparsity_N: Sequence[Fraction | float], size_N: Sequence[int]) -> list[int]:
+    """How many weights each linear layer loses: in all exactly what `target` says of the sum of sizes, rounded down.
+
+    A fraction gives each layer its own share to within one weight. An n:m target gives each layer one n, the
+    nearest below or above its share; one layer at most has groups of both, so that the total is exact.
+    """
+    group = target.group or 1
+    step_N = [size // group if target.group else 1 for size in size_N]
+    most_N = [size // group * (group - 1) if target.group else size for size in size_N]
+    share_N = [Fraction(share) * size for share, size in zip(sparsity_N, size_N, strict=True)]
+    count_N = [int(share / step) * step for share, step in zip(share_N, step_N, strict=True)]
+    # The largest remainders are rounded up, as long as a whole step fits; what is left goes to one more layer.
+    left = int(target.fraction * sum(size_N)) - sum(count_N)
+    order = sorted(range(len(size_N)), key=lambda index: (count_N[index] - share_N[index]) / step_N[index])
+    while left > 0:
+        for index in order:
+            raised = min(step_N[index], most_N[index] - count_N[index], left)
+            count_N[index] += raised
+            left -= raised
+    for index in reversed(order):  # a sum of rounded shares may be beyond the total by a weight
+        lowered = min(count_N[index], max(-left, 0))
+        count_N[index] -= lowered
+        left += lowered
+    return count_N

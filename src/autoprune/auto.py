@@ -1,0 +1,163 @@
+"""The best allocation for this model, algorithm and sparsity, found by measurement on held-out calibration tokens.
+
+First known allocations are tried with one-shot masks, the better ones again on more tokens (successive halving). Then
+the best is improved step by step: one backward pass tells for every layer what one more pruned weight costs the whole
+pruned model, and sparsity moves from where it is dear to where it is cheap, as far as a few trials show to be best.
+Uniform sparsity is among the candidates, so what is chosen is never worse than it on the tokens it was judged on.
+
+What may be spent is counted in forwards of a token, not in seconds, so the same run makes the same choice anywhere.
+
+Legend: N linear layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from autoprune import algorithms
+from autoprune.allocate import preference, shares
+from autoprune.allocation import UNIFORM, Allocation, project
+from autoprune.measurements import Measurements
+
+CANDIDATES: tuple[tuple[str, float], ...] = (
+    ("sdsa", 1.0),
+    ("atp", 1.0),
+    ("dlp", 0.5),
+    ("owl", 1.0),
+    ("atp", 0.5),
+    ("sdsa", 0.5),
+    ("dlp", 1.0),
+)
+"""Library allocations that cost next to nothing to compute, and shares of their own strength, in the order tried."""
+
+FIRST_STEP = 0.06
+"""Sparsity a layer gives up in the first step for each factor e by which its marginal damage is above the median: where
+damage grows by e with every 6 % of sparsity, that makes the marginal damage of all layers equal."""
+
+_LONGER, _SHORTER = 1.6, 0.5  # the second step tried from a place, after a first one that was better, or was not
+_SHORTENING = 0.7  # the first step from the next place
+
+# Costs in forwards of one token through the model. A prune's: what the forward of its tokens costs by propagation, and
+# scoring and selecting weights; a trial's: the forward and masking; a backward pass with its recomputed forward.
+_PRUNE_COST = {"one_pass": 1.3, "block": 2.05, "dense": 1.3}
+_SELECTION, _RANKING, _MASKING, _BACKWARD = 3000, 7000, 700, 6.0
+_TRIAL = 1.3
+BUDGET = 2.0
+"""Prunes that the choice may cost; the rest of the three that are promised is for slower machines."""
+_SHARE_OF_CANDIDATES = 0.2  # of what is left after the dense pass
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sparsities (N,) that were chosen, what they came from, and a table of all that was tried, in order."""
+
+    name: str
+    sparsity_N: np.ndarray
+    damage: float
+    tried: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    sparsity_N: np.ndarray
+    damage: float = np.inf  # on all held-out tokens
+
+
+def choose(measurements: Measurements, auto: Allocation, own: Allocation | None, propagation: str) -> Choice:
+    """The best of uniform, the program's `own` allocation, library allocations, and steps downhill from the best.
+
+    `auto` says which layers share (`granularity`) and how far from the mean (`max_shift`) steps may take one.
+    """
+    return _Search(measurements, auto, own, propagation).run()
+
+
+class _Search:
+    def __init__(self, measurements: Measurements, auto: Allocation, own: Allocation | None, propagation: str):
+        self.measurements, self.auto, self.own, self.trial = measurements, auto, own, measurements.trial
+        self.half = max(1, len(self.trial.batches) // 2)
+        self.tried: list[dict[str, Any]] = []
+        seen, held = measurements.observed_tokens, self._tokens(None)
+        budget = BUDGET * (_PRUNE_COST[propagation] * (seen + held) + _SELECTION)
+        self.left = self.total = budget - seen - _RANKING - _TRIAL * held
+        measurements.progress.stage("choosing an allocation", self.total)
+
+    def run(self) -> Choice:
+        best, step = self._best_known(), FIRST_STEP
+        while step and self.left >= self._downhill_cost():
+            best, step = self._downhill(best, step)
+            step *= _SHORTENING
+        self.measurements.progress.advance(max(self.left, 0))
+        return Choice(best.name, best.sparsity_N, best.damage, self.tried)
+
+    def _best_known(self) -> _Candidate:
+        """Successive halving: all on half of the tokens, the better half of them on all; uniform in both."""
+        uniform = _Candidate(UNIFORM, np.full(len(self.measurements.linears), float(self.measurements.target.fraction)))
+        affordable = int(_SHARE_OF_CANDIDATES * self.left / (self._cost(self.half) + self._cost(None) / 2))
+        known = self._known()[: max(affordable - 1, 0)]
+        ranked = sorted(known, key=lambda candidate: self._damage(candidate, self.half))
+        return min(
+            (self._judged(candidate) for candidate in (uniform, *ranked[: (len(ranked) + 1) // 2])),
+            key=lambda candidate: candidate.damage,
+        )
+
+    def _known(self) -> list[_Candidate]:
+        allocations = [self.own] if self.own else []
+        for name, share in CANDIDATES:
+            allocation = Allocation.of(algorithms.load(name))
+            allocations.append(allocation.with_options(strength=share * allocation.strength))
+        known = []
+        for allocation in allocations:
+            found = shares(allocation, self.measurements)
+            name = f"{allocation.name}, strength {allocation.strength:g}, by {allocation.granularity}"
+            known.append(_Candidate(name, self.measurements.per_linear(found.sparsity_L, found.granularity)))
+        return known
+
+    def _downhill(self, start: _Candidate, step: float) -> tuple[_Candidate, float]:
+        """The best of a step from `start`, and a longer one if it was better, else a shorter one; and that step."""
+        measurements, granularity = self.measurements, self.auto.granularity
+        slope_L = measurements.marginal_damage(start.sparsity_N, granularity, self.half)
+        self._spend(_BACKWARD * self._tokens(self.half) + _MASKING)
+        program = Allocation.of(algorithms.load("marginal"))
+        direction_L = preference(program, {"marginal_damage": slope_L}, float(measurements.target.fraction))
+        direction_N = measurements.per_linear(direction_L, granularity)
+        best, best_step = start, 0.0
+        for _ in range(2):
+            if self.left < self._cost(None):
+                break
+            wanted_N = start.sparsity_N + step * direction_N
+            moved_N = project(wanted_N, measurements.size_N, measurements.target, self.auto.max_shift)
+            name = start.name if start.name.endswith("downhill") else f"{start.name}, then downhill"
+            candidate = self._judged(_Candidate(name, moved_N), step=step)
+            better = candidate.damage < best.damage
+            if better:
+                best, best_step = candidate, step
+            step *= _LONGER if better else _SHORTER
+        return best, best_step
+
+    def _judged(self, candidate: _Candidate, **note: float) -> _Candidate:
+        return replace(candidate, damage=self._damage(candidate, None, **note))
+
+    def _damage(self, candidate: _Candidate, batches: int | None, **note: float) -> float:
+        damage = self.trial.damage(candidate.sparsity_N, batches)
+        self._spend(self._cost(batches))
+        tokens = self._tokens(batches)
+        self.tried.append({"allocation": candidate.name, **note, "tokens": tokens, "kl_nats_per_token": damage})
+        return damage
+
+    def _spend(self, cost: float) -> None:
+        self.left -= cost
+        self.measurements.progress.advance(cost)
+
+    def _tokens(self, batches: int | None) -> int:
+        return sum(tokens_BL.numel() for tokens_BL in self.trial.batches[:batches])
+
+    def _cost(self, batches: int | None) -> float:
+        return _TRIAL * self._tokens(batches) + _MASKING
+
+    def _downhill_cost(self) -> float:
+        """Of a backward pass and one trial at least."""
+        return _BACKWARD * self._tokens(self.half) + _MASKING + self._cost(None)

@@ -1,0 +1,180 @@
+"""What allocations are computed from, each measured once, and only if something asks for it.
+
+Legend: B calibration sequences, L layers that share in the sparsity (blocks or single linear layers), N linear layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from torch import Tensor
+
+from autoprune.errors import AutopruneError
+from autoprune.files import cache_folder, writing_to
+from autoprune.language.program import Tape
+from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, WEIGHTS
+from autoprune.layer_statistics import group_sizes, grouped, measure
+from autoprune.models import BlockSource, all_linears, fingerprint
+from autoprune.progress import Progress, Silent
+from autoprune.sparsity import Target
+from autoprune.trial import Dense, Trial, observe
+
+LEVELS = (0.2, 0.4, 0.6, 0.8)
+"""Sparsities at which layers are pruned alone; the same for every target, so that the cache serves all."""
+
+HELD_OUT = 8
+"""One in so many calibration sequences, at least one, is kept apart to judge on."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Damage (L, levels) of pruning one layer alone, in nats a token, at the sparsities `levels`."""
+
+    levels: list[float]
+    damage: list[list[float]]
+
+    def exponential(self, sparsity: float) -> tuple[np.ndarray, np.ndarray]:
+        """Intercept and slope (L,) of log damage as a line through the two levels nearest to a sparsity.
+
+        A slope that is not positive (noise at little damage) is taken as the median of the others.
+        """
+        levels, logs = np.array(self.levels), np.log(np.maximum(np.array(self.damage), 1e-9))
+        near = np.sort(np.argsort(np.abs(levels - sparsity), kind="stable")[:2])
+        slope_L = (logs[:, near[-1]] - logs[:, near[0]]) / max(levels[near[-1]] - levels[near[0]], 1e-9)
+        positive = slope_L > 0
+        slope_L = np.where(positive, slope_L, np.median(slope_L[positive]) if positive.any() else 1.0)
+        return logs[:, near].mean(axis=1) - slope_L * levels[near].mean(), slope_L
+
+    def at(self, sparsity: float) -> np.ndarray:
+        """Damage (L,) at a sparsity, by the fitted curves."""
+        intercept_L, slope_L = self.exponential(sparsity)
+        return np.exp(intercept_L + slope_L * sparsity)
+
+
+class Measurements:
+    """The unpruned model as allocations see it. With `judge`, sequences are kept apart and one-shot trials possible."""
+
+    def __init__(
+        self,
+        source: BlockSource,
+        score: Tape,
+        compare: str,
+        target: Target,
+        tokens_BL: Tensor | None,
+        *,
+        judge: bool,
+        progress: Progress | None = None,
+    ):
+        self.source, self.score, self.compare, self.target = source, score, compare, target
+        self.progress = progress or Silent()
+        self.linears = all_linears(source)
+        self.size_N = np.array([linear.shape[0] * linear.shape[1] for linear in self.linears], dtype=np.float64)
+        self.weights = int(self.size_N.sum())
+        self.judge = judge
+        self.tokens_BL, self.held_BL = tokens_BL, tokens_BL
+        if judge:
+            if tokens_BL is None or len(tokens_BL) < 2:
+                raise AutopruneError(
+                    "one calibration sequence cannot be both measured and judged on",
+                    remedy="give at least 2 --sequences, or another --allocation",
+                )
+            held = -(-len(tokens_BL) // HELD_OUT)
+            self.tokens_BL, self.held_BL = tokens_BL[:-held], tokens_BL[-held:]
+        self.groups = cache(lambda granularity: grouped(source, granularity))
+
+    @property
+    def observed_tokens(self) -> int:
+        """Tokens that went through the dense model."""
+        return self.tokens_BL.numel() if self.tokens_BL is not None else 0
+
+    @cached_property
+    def dense(self) -> Dense:
+        self.progress.stage("one pass over the unpruned model", self.weights)
+        ranked = {"score": self.score, "compare": self.compare, "target": self.target} if self.judge else {}
+        return observe(
+            self.source,
+            self.tokens_BL,
+            norms=self.tokens_BL is not None,
+            on_layer=lambda linear: self.progress.advance(linear.shape[0] * linear.shape[1]),
+            **ranked,
+        )
+
+    @cached_property
+    def trial(self) -> Trial:
+        assert self.judge
+        assert self.held_BL is not None
+        return Trial(self.source, self.dense, self.held_BL, self.target, self.compare)
+
+    def per_linear(self, values_L: np.ndarray, granularity: str) -> np.ndarray:
+        """One value per linear layer (N,) from one per layer of the allocation."""
+        of = {
+            linear: value for group, value in zip(self.groups(granularity), values_L, strict=True) for linear in group
+        }
+        return np.array([of[linear] for linear in self.linears])
+
+    def statistics(self, names: Iterable[str], granularity: str) -> dict[str, np.ndarray]:
+        """The named statistics (L,) of `LAYER_STATISTICS`; scalars are not among them."""
+        names = list(names)
+        groups = self.groups(granularity)
+        needs = {need for name in names for need in LAYER_STATISTICS[name].collects}
+        norms = self.dense.norms if SALIENCY in needs else {}
+        if needs & {WEIGHTS, SALIENCY, SPECTRUM}:
+            self.progress.stage("measuring weights", self.weights)
+        values = measure(self.source, groups, names, norms, self.progress.advance)
+        if "sensitivity" in names:
+            values["sensitivity"] = self.curves(granularity).at(float(self.target.fraction))
+        if "marginal_damage" in names:
+            uniform_N = np.full(len(self.linears), float(self.target.fraction))
+            values["marginal_damage"] = self.marginal_damage(uniform_N, granularity)
+        return values
+
+    def marginal_damage(self, sparsity_N: np.ndarray, granularity: str, batches: int | None = None) -> np.ndarray:
+        """Derivative of the damage by the sparsity of each layer, over the layer's share of weights: (L,)."""
+        slope = dict(zip(self.linears, self.trial.marginal_damage(sparsity_N, batches), strict=True))
+        groups = self.groups(granularity)
+        total_L = np.array([sum(slope[linear] for linear in group) for group in groups])
+        return total_L / (group_sizes(groups) / self.weights)
+
+    def curves(self, granularity: str) -> Curves:
+        """Damage of pruning each layer alone at a few levels; kept in a cache."""
+        group = self.target.group
+        levels = [removed / group for removed in range(1, group)] if group else list(LEVELS)
+        key = "\n".join(
+            [
+                fingerprint(self.source.model),
+                repr(self.score.nodes) + str(self.score.result),
+                f"{self.compare} {group} {granularity} {levels}",
+                hashlib.sha256(self._tokens().numpy().tobytes()).hexdigest(),
+            ]
+        )
+        file = cache_folder("sensitivity") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        try:
+            return Curves(levels, json.loads(file.read_text("utf-8"))["damage"])
+        except (OSError, ValueError, KeyError):
+            pass
+        groups = self.groups(granularity)
+        trial = self.trial
+        self.progress.stage("sensitivity: pruning each layer alone", len(groups) * len(levels))
+        damage = []
+        for group in groups:
+            members = {linear.name for linear in group}
+            damage.append([])
+            for level in levels:
+                alone_N = [level if linear.name in members else 0.0 for linear in self.linears]
+                damage[-1].append(trial.damage(alone_N))
+                self.progress.advance(1)
+        with writing_to(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps({"levels": levels, "damage": damage}), "utf-8")
+            partial.replace(file)
+        return Curves(levels, damage)
+
+    def _tokens(self) -> Tensor:
+        assert self.held_BL is not None
+        return self.held_BL

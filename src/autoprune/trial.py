@@ -1,0 +1,280 @@
+"""One-shot masks at any sparsity, judged by how far they take the model from the dense one: the quick judge.
+
+The dense model is run once: every layer's scores become ranks, one byte a weight, and the likeliest tokens of a
+held-out text are kept. After that a trial of any sparsity per layer costs one forward of that text. Nothing is changed
+for good: weights are masked while a trial runs.
+
+Legend: B sequences, T scored tokens, V vocabulary, N linear layers, R output rows, C input columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from autoprune.errors import AutopruneError
+from autoprune.language import interpret
+from autoprune.language.program import Tape
+from autoprune.models import BlockSource, Linear, all_linears, input_device, vocabulary_size
+from autoprune.sparsity import Target, zero_pruned_
+from autoprune.stream import MICRO_BATCH_TOKENS, micro_batches, walk, walk_blocks
+
+_LEVELS = 256
+_TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
+_TOKENS_AT_ONCE = 256
+_LOGITS_AT_ONCE = 1 << 27  # logits of one micro-batch
+_BAND = 0.1  # width, in sparsity, of the band of weights on either side of the threshold whose worth is measured
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What one run of the unpruned model leaves: norms of the inputs (1, C), and ranks of the scores as bytes (R, C),
+    both by name of the linear layer."""
+
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    ranks: dict[str, Tensor] = field(default_factory=dict)
+
+
+def observe(
+    source: BlockSource,
+    tokens_BL: Tensor | None,
+    *,
+    norms: bool,
+    score: Tape | None = None,
+    compare: str = "row",
+    target: Target | None = None,
+    on_layer: Callable[[Linear], None] = lambda linear: None,
+) -> Dense:
+    """Run the dense model over the tokens once, for the norms of inputs, for the ranks of `score`, or for both."""
+    collects = (score.collects if score else frozenset()) | (frozenset(["sum_of_squares"]) if norms else frozenset())
+    batches = [] if tokens_BL is None else micro_batches(tokens_BL, input_device(source.model))
+    dense = Dense()
+    for visit in walk(source, batches, collects=collects, propagation="dense"):
+        linear = visit.linear
+        if norms:
+            dense.norms[linear.name] = visit.inputs.input_norm.clone()
+        if score and target:
+            score_RC = interpret(score, visit.statistics(score.statistics))
+            dense.ranks[linear.name] = _ranks(score_RC, target, compare)
+        on_layer(linear)
+    return dense
+
+
+def _lines(shape: tuple[int, int], target: Target, compare: str) -> tuple[int, int]:
+    """Shape of a weight whose rows are what competes: groups of n:m, the whole matrix, or output rows."""
+    if target.group:
+        return shape[0] * shape[1] // target.group, target.group
+    return (1, shape[0] * shape[1]) if compare == "layer" else shape
+
+
+def _ranks(score_RC: Tensor, target: Target, compare: str) -> Tensor:
+    """Rank of each weight among those it competes with, in `_LEVELS` steps at most: uint8 (R, C), 0 goes first."""
+    if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
+        raise AutopruneError("the score is not finite", remedy="check the program and the text")
+    shape = score_RC.shape
+    score = score_RC.reshape(_lines((shape[0], shape[1]), target, compare))
+    length = score.shape[1]
+    # numpy's argsort is several times faster than torch's on a CPU
+    order = torch.from_numpy(np.argsort(score.numpy(), axis=1)) if score.device.type == "cpu" else score.argsort(dim=1)
+    level = (torch.arange(length, device=score.device) * min(length, _LEVELS) // length).to(torch.uint8)
+    ranks = torch.empty(score.shape, dtype=torch.uint8, device=score.device)
+    ranks.scatter_(1, order, level.expand_as(ranks))
+    return ranks.reshape(shape)
+
+
+class Trial:
+    """Judges sparsities of the linear layers (in the order of `all_linears`) by KL(dense ‖ pruned) on held-out tokens.
+
+    Of each position the probabilities of the likeliest tokens are compared, with all others as one outcome: a lower
+    bound of the divergence over the whole vocabulary, and close to it.
+    """
+
+    def __init__(self, source: BlockSource, dense: Dense, held_BL: Tensor, target: Target, compare: str):
+        self.source, self.ranks = source, dense.ranks
+        self.device = device = input_device(source.model)
+        self.linears = all_linears(source)
+        self.size_N = np.array([linear.shape[0] * linear.shape[1] for linear in self.linears], dtype=np.float64)
+        self.levels_N = [min(_lines(linear.shape, target, compare)[1], _LEVELS) for linear in self.linears]
+        # Two micro-batches at least, so that half of the text can be had, and not too many logits at once.
+        vocabulary = vocabulary_size(source.model)
+        tokens = min(MICRO_BATCH_TOKENS.get(device.type) or held_BL.numel(), held_BL.numel() // 2)
+        self.batches = micro_batches(held_BL, device, max(1, min(tokens, _LOGITS_AT_ONCE // vocabulary)))
+        self._likely: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(self.batches)
+        for _ in walk_blocks(source, self.batches, self._keep_likely):
+            pass
+
+    def damage(self, sparsity_N: np.ndarray | Sequence[float], batches: int | None = None) -> float:
+        """KL divergence from the dense model, nats a token, with one-shot masks of these sparsities.
+
+        `batches` uses the first few micro-batches only.
+        """
+        used = self.batches[:batches]
+        threshold = dict(zip(self.linears, self._thresholds(sparsity_N), strict=True))
+        divergence = [0.0] * len(used)
+
+        def judge(index: int, logits_BLV: Tensor) -> None:
+            divergence[index] = self._divergence(index, logits_BLV)
+
+        masked: dict[Linear, Tensor] = {}
+        steps = walk_blocks(self.source, used, judge)
+        try:
+            for block in steps:
+                _restore(masked)
+                for linear in self.source.linears(block):
+                    if threshold[linear]:
+                        masked[linear] = linear.parameter.data
+                        linear.parameter.data = masked[linear].clone()
+                        zero_pruned_(linear.weight_RC, self.ranks[linear.name] >= threshold[linear])
+        finally:
+            steps.close()
+            _restore(masked)
+        return sum(divergence) / sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in used)
+
+    def marginal_damage(self, sparsity_N: np.ndarray | Sequence[float], batches: int | None = None) -> np.ndarray:
+        """Derivative of `damage` by the sparsity of each linear layer: float64 (N,), by one backward pass.
+
+        The weights next in line on either side of a layer's threshold form a band. If the layer's output were
+        y + g * band @ x, then damage' = -d damage / d g / width of the band at g = 0: the product of what reaches the
+        output in the backward pass with what the band would add to it.
+        """
+        used = self.batches[:batches]
+        tokens = sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in used)
+        thresholds = self._thresholds(sparsity_N)
+        gates = [torch.zeros((), requires_grad=True, device=self.device) for _ in self.linears]
+        widths = []
+        with _replaced(self.source.model) as replace:
+            for linear, gate, threshold, levels in zip(self.linears, gates, thresholds, self.levels_N, strict=True):
+                half = max(1, round(_BAND * levels))
+                low, high = max(threshold - half, 0), min(threshold + half, levels)
+                widths.append((high - low) / levels)
+                replace(linear.module, _Gated(linear, self.ranks[linear.name], threshold, low, high, gate))
+            for block in self.source.blocks:
+                replace(block, _Checkpointed(block.forward))
+            for index, tokens_BL in enumerate(used):
+                with torch.enable_grad():
+                    logits_BLV = self.source.model(input_ids=tokens_BL.to(self.device), use_cache=False).logits
+                    logits_BLV.backward(self._divergence_gradient(index, logits_BLV.detach()))
+                del logits_BLV
+        slopes = [0.0 if gate.grad is None else float(gate.grad) for gate in gates]
+        return -np.array(slopes) / np.array(widths) / tokens
+
+    def _thresholds(self, sparsity_N: np.ndarray | Sequence[float]) -> list[int]:
+        """Ranks below which weights go. What rounding takes from one layer it gives to the next, so that the whole
+        has the sparsity that was asked for."""
+        thresholds, owed = [], 0.0
+        for share, size, levels in zip(sparsity_N, self.size_N, self.levels_N, strict=True):
+            wanted = float(share) * levels
+            nearest = round(wanted + owed * levels / size)
+            threshold = min(max(nearest, int(np.floor(wanted)), 0), int(np.ceil(wanted)), levels)
+            owed += (wanted - threshold) * size / levels
+            thresholds.append(threshold)
+        return thresholds
+
+    def _keep_likely(self, index: int, logits_BLV: Tensor) -> None:
+        tokens, logs = [], []
+        for logits_TV in _parts(logits_BLV):
+            log_TV = logits_TV.float().log_softmax(-1)
+            top = log_TV.topk(min(_TOP, log_TV.shape[-1]), dim=-1)
+            tokens.append(top.indices.to(torch.int32))
+            logs.append(top.values)
+        self._likely[index] = torch.cat(tokens), torch.cat(logs)
+
+    def _divergence(self, index: int, logits_BLV: Tensor) -> float:
+        """Sum over positions of the divergence in nats."""
+        total = 0.0
+        for logits_TV, token_TK, dense_TK in self._compared(index, logits_BLV):
+            own_TK = logits_TV.gather(1, token_TK) - logits_TV.logsumexp(-1, keepdim=True)
+            rest_T, own_rest_T = _rest(dense_TK), _rest(own_TK)
+            total += float((dense_TK.exp() * (dense_TK - own_TK)).sum() + (rest_T * (rest_T / own_rest_T).log()).sum())
+        return total
+
+    def _divergence_gradient(self, index: int, logits_BLV: Tensor) -> Tensor:
+        """Derivative of that sum by the logits: of their shape and dtype, 0 where a position is not scored."""
+        gradient_BLV = torch.zeros_like(logits_BLV)
+        flat = []
+        for logits_TV, token_TK, dense_TK in self._compared(index, logits_BLV):
+            own_TV = logits_TV.softmax(-1)
+            own_TK = own_TV.gather(1, token_TK)
+            rest_T, own_rest_T = _rest(dense_TK), _rest(own_TK.log())
+            part_TV = own_TV * (1 - rest_T / own_rest_T)[:, None]  # for all tokens that are not among the likely
+            part_TV.scatter_(1, token_TK, own_TK - dense_TK.exp())
+            flat.append(part_TV.to(gradient_BLV.dtype))
+        gradient_BLV[:, :-1] = torch.cat(flat).reshape(gradient_BLV[:, :-1].shape)
+        return gradient_BLV
+
+    def _compared(self, index: int, logits_BLV: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        token_TK, dense_TK = self._likely[index]
+        parts = zip(token_TK.split(_TOKENS_AT_ONCE), dense_TK.split(_TOKENS_AT_ONCE), strict=True)
+        for logits_TV, (tokens, logs) in zip(_parts(logits_BLV), parts, strict=True):
+            yield logits_TV.float(), tokens.long(), logs
+
+
+def _parts(logits_BLV: Tensor) -> tuple[Tensor, ...]:
+    """The logits of all positions with a next token, a few positions at a time."""
+    return logits_BLV[:, :-1].flatten(0, 1).split(_TOKENS_AT_ONCE)
+
+
+def _rest(log_TK: Tensor) -> Tensor:
+    """Probability of all other tokens; never zero, so that its logarithm is finite."""
+    return (1 - log_TK.exp().sum(-1)).clamp(min=1e-6)
+
+
+def _restore(masked: dict[Linear, Tensor]) -> None:
+    while masked:
+        linear, weight = masked.popitem()
+        linear.parameter.data = weight
+
+
+class _Gated:
+    """Forward of a linear layer with its weights masked, and a gate for the weights in a band of ranks."""
+
+    def __init__(self, linear: Linear, ranks_RC: Tensor, threshold: int, low: int, high: int, gate: Tensor):
+        self.linear, self.ranks_RC, self.gate = linear, ranks_RC, gate
+        self.threshold, self.low, self.high = threshold, low, high
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight_RC, ranks_RC = self.linear.weight_RC, self.ranks_RC
+        kept_RC = weight_RC * (ranks_RC >= self.threshold)
+        band_RC = weight_RC * ((ranks_RC >= self.low) & (ranks_RC < self.high))
+        band = nn.functional.linear(x.detach(), band_RC)
+        return nn.functional.linear(x, kept_RC, self.linear.bias) + self.gate.to(band.dtype) * band
+
+
+class _Checkpointed:
+    """Forward of a block that keeps its input only and computes the rest again in the backward pass."""
+
+    def __init__(self, forward: Callable[..., Any]):
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+
+
+@contextmanager
+def _replaced(model: nn.Module) -> Iterator[Callable[[nn.Module, Callable[..., Any]], None]]:
+    """Gives a function that replaces a module's forward. At the end all is as it was; no parameter gets a gradient."""
+    own: list[tuple[nn.Module, Any]] = []
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
+        own.append((module, module.__dict__.get("forward")))
+        module.__dict__["forward"] = forward
+
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield replace
+    finally:
+        for module, forward in own:
+            del module.__dict__["forward"]
+            if forward is not None:
+                module.__dict__["forward"] = forward
+        for parameter in trainable:
+            parameter.requires_grad_(True)
