@@ -37,8 +37,8 @@ FIRST_STEP = 0.06
 """Sparsity a layer gives up in the first step for each factor e by which its marginal damage is above the median: where
 damage grows by e with every 6 % of sparsity, that makes the marginal damage of all layers equal."""
 
-_LONGER, _SHORTER = 1.6, 0.5  # the second step tried from a place, after a first one that was better, or was not
-_SHORTENING = 0.7  # the first step from the next place
+_SHORTENING = 0.7  # the next step after one that was better
+_RETRY = 0.4  # the second step from a place, where the first was not better
 
 # Costs in forwards of one token through the model. A prune's: what the forward of its tokens costs by propagation, and
 # scoring and selecting weights; a trial's: the forward and masking; a backward pass with its recomputed forward.
@@ -117,26 +117,23 @@ class _Search:
         return known
 
     def _downhill(self, start: _Candidate, step: float) -> tuple[_Candidate, float]:
-        """The best of a step from `start`, and a longer one if it was better, else a shorter one; and that step."""
+        """A step from `start` that is better, and how long it was; `start` and 0 where neither of two was."""
         measurements, granularity = self.measurements, self.auto.granularity
         slope_L = measurements.marginal_damage(start.sparsity_N, granularity, self.half)
         self._spend(_BACKWARD * self._tokens(self.half) + _MASKING)
         program = Allocation.of(algorithms.load("marginal"))
         direction_L = preference(program, {"marginal_damage": slope_L}, float(measurements.target.fraction))
         direction_N = measurements.per_linear(direction_L, granularity)
-        best, best_step = start, 0.0
-        for _ in range(2):
+        name = start.name if start.name.endswith("downhill") else f"{start.name}, then downhill"
+        for length in (step, _RETRY * step):
             if self.left < self._cost(None):
                 break
-            wanted_N = start.sparsity_N + step * direction_N
+            wanted_N = start.sparsity_N + length * direction_N
             moved_N = project(wanted_N, measurements.size_N, measurements.target, self.auto.max_shift)
-            name = start.name if start.name.endswith("downhill") else f"{start.name}, then downhill"
-            candidate = self._judged(_Candidate(name, moved_N), step=step)
-            better = candidate.damage < best.damage
-            if better:
-                best, best_step = candidate, step
-            step *= _LONGER if better else _SHORTER
-        return best, best_step
+            candidate = self._judged(_Candidate(name, moved_N), step=round(length, 4))
+            if candidate.damage < start.damage:
+                return candidate, length
+        return start, 0.0
 
     def _judged(self, candidate: _Candidate, **note: float) -> _Candidate:
         return replace(candidate, damage=self._damage(candidate, None, **note))
