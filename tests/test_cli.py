@@ -180,7 +180,7 @@ def test_check_prints_the_language(run: Run):
     assert "inverse_gram_diagonal" in run("check", "wanda", "--language").out
 
 
-@pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["algorithms"], ["check"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["algorithms"], ["check"], ["demo"], ["diagnose"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help(run: Run, command: list[str], flag: str):
     ran = run(*command, flag)
@@ -193,6 +193,57 @@ def test_version(run: Run):
     ran = run("--version")
     assert ran.code == 0
     assert re.search(r"\d+\.\d+", ran.out)
+
+
+def test_prune_says_how_sparsity_was_shared_out(run: Run, checkpoint: Path, text: Path, work: Path):
+    ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--allocation", "atp", *small(text))
+    assert ran.code == 0
+    assert "allocation atp: layers lose 40.0% to 60.0%" in " ".join(ran.out.split())
+
+
+def test_diagnose_draws_and_writes_figures(run: Run, checkpoint: Path, text: Path, work: Path):
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    ran = run("diagnose", checkpoint, "--out", "out", *small(text))
+    assert ran.code == 0, ran.err
+    assert "model.layers.1" in ran.out
+    record = json.loads((work / "out" / "autoprune.json").read_text())["diagnosis"]
+    assert len(record["skewness"]) == len(record["damage"]) == len(record["sparsity"]) == tiny.BLOCKS
+    assert len(record["linear_skewness"]) == 7 * tiny.BLOCKS
+    assert record["mean_skewness"][0] == pytest.approx(sum(record["linear_skewness"][:7]) / 7)
+    assert sum(record["sparsity"]) / tiny.BLOCKS == pytest.approx(0.7)
+    for name in ("skewness", "sensitivity", "allocation"):
+        assert (work / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
+def test_diagnose_replaces_its_own_results_only(run: Run, checkpoint: Path, text: Path, work: Path):
+    assert run("diagnose", checkpoint, "--out", "out", *small(text)).code == 0
+    assert run("diagnose", checkpoint, "--out", "out", *small(text)).code == 2
+    ran = run("diagnose", checkpoint, "--out", "out", "--json", "--force", *small(text))
+    assert ran.code == 0
+    assert json.loads(ran.out)["allocation"] == "sdsa"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--allocation", "auto"], "auto cannot be drawn"),
+        (["--allocation", "none"], "unknown allocation"),
+        (["--sparsity", "2"], "outside"),
+        (["--sequences", "1"], "at least 2"),
+    ],
+)
+def test_a_diagnosis_that_cannot_be_made_is_one_line(
+    run: Run, checkpoint: Path, text: Path, work: Path, arguments: list[str], message: str
+):
+    assert_refused(run("diagnose", checkpoint, "--out", "out", *small(text), *arguments), message, work)
+
+
+def test_diagnose_without_matplotlib_says_what_to_install(
+    run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert_refused(run("diagnose", checkpoint, "--out", "out", *small(text)), r"autoprune\[figures\]", work)
 
 
 # ---------------------------------------------------------------- wrong requests
@@ -218,6 +269,12 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "short length": (["--sparsity", "0.5", "--length", "1"], "--length 1 is less than 2"),
     "length beyond the context": (["--sparsity", "0.5", "--length", "129"], "128 positions"),
     "text too short": (["--sparsity", "0.5", "--sequences", "99999"], "99,999 sequences of 16 were asked for"),
+    "unknown allocation": (["--sparsity", "0.5", "--allocation", "sdas"], "unknown allocation 'sdas'; did you mean"),
+    "no allocation": (["--sparsity", "0.5", "--allocation", "wanda"], "wanda: the program defines no allocate"),
+    "no score": (["--sparsity", "0.5", "--algorithm", "sdsa"], "sdsa: the program defines no score"),
+    "strength of uniform": (["--sparsity", "0.5", "--strength", "0.3"], "'uniform' has no strength"),
+    "shift of nothing": (["--sparsity", "0.5", "--allocation", "sdsa", "--max-shift", "-1"], "max_shift cannot be -1"),
+    "judging one sequence": (["--sparsity", "0.5", "--allocation", "auto", "--sequences", "1"], "at least 2"),
     "no such text": (["--sparsity", "0.5", "--calibration", "file:no.txt"], "no.txt: cannot read the text"),
     "no text source": (["--sparsity", "0.5", "--calibration", "text.txt"], "is not a text source"),
     "text of an unknown user": (["--sparsity", "0.5", "--calibration", "file:~nobody-here/a.txt"], "nobody-here"),

@@ -47,6 +47,31 @@ def jsonl(*documents: str) -> str:
 # ---------------------------------------------------------------- files
 
 
+def test_seeds_draw_other_sequences_of_the_same_text(write: Write):
+    source = write(tiny.text(4000))
+    every = {tuple(row) for row in token_sequences(source, TOKENIZER, sequences=None, length=16).tolist()}
+    first = token_sequences(source, TOKENIZER, sequences=5, length=16)
+    drawn = [token_sequences(source, TOKENIZER, sequences=5, length=16, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], first)
+    for tokens_BL in drawn:
+        assert {tuple(row) for row in tokens_BL.tolist()} <= every
+        assert len({tuple(row) for row in tokens_BL.tolist()}) == 5
+
+
+def test_a_short_text_is_drawn_from_whole(write: Write):
+    source = write(tiny.text(200))
+    every = token_sequences(source, TOKENIZER, sequences=None, length=16)
+    drawn = token_sequences(source, TOKENIZER, sequences=len(every), length=16, seed=3)
+    assert sorted(drawn.tolist()) == sorted(every.tolist())
+
+
+def test_every_drawn_sequence_has_its_bos(write: Write):
+    drawn = token_sequences(write(tiny.text(2000)), TOKENIZER, sequences=5, length=16, bos="every", seed=1)
+    assert (drawn[:, 0] == tiny.BOS).all()
+
+
 def test_a_text_file_is_cut_into_consecutive_sequences(write: Write):
     text = tiny.text(500)
     tokens_BL = token_sequences(write(text), TOKENIZER, sequences=5, length=16)

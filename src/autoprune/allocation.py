@@ -22,6 +22,9 @@ NOT_PROGRAMS = (UNIFORM, SENSITIVITY, AUTO)
 """Allocations that are not programs: all the same; equal marginal damage; the best by measurement."""
 
 
+_SHARED = ("granularity", "max_shift")  # options of allocations that are not programs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
     """How to share out the sparsity. `tape` is the program's `allocate`, None for those that are not programs."""
@@ -51,7 +54,12 @@ class Allocation:
     def with_options(self, **options: str | float | None) -> Allocation:
         """The same with other options; None leaves one as it is."""
         given = {name: value for name, value in options.items() if value is not None}
+        used = {UNIFORM: (), SENSITIVITY: _SHARED, AUTO: _SHARED}.get(self.name, tuple(OPTIONS))
         for name, value in given.items():
+            if name not in used:
+                raise AutopruneError(
+                    f"the allocation '{self.name}' has no {name}", remedy="leave it out, or name a program such as sdsa"
+                )
             if not OPTIONS[name].accepts(value):
                 raise AutopruneError(f"{name} cannot be {value}", remedy=f"use {OPTIONS[name].allowed}")
         return replace(self, **given)  # pyright: ignore[reportArgumentType]
