@@ -31,6 +31,11 @@ def draw(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     return paths
 
 
+def _name(diagnosis: Diagnosis) -> str:
+    """The model as a title names it: the last part of a path."""
+    return Path(diagnosis.model).name or diagnosis.model
+
+
 def _figure(rows: int, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -44,7 +49,7 @@ def _figure(rows: int, height: float) -> tuple[Any, Any]:
 
 
 def _skewness(diagnosis: Diagnosis) -> Any:
-    figure, (top, bottom) = _figure(2, 7)
+    figure, (top, middle, bottom) = _figure(3, 9)
     values, block_of = np.array(diagnosis.linear_skewness), np.array(diagnosis.block_of)
     kinds = [name.split(".")[-1] for name in diagnosis.linears]
     for number, kind in enumerate(dict.fromkeys(kinds)):
@@ -53,11 +58,15 @@ def _skewness(diagnosis: Diagnosis) -> Any:
         top.plot(block_of[chosen], values[chosen], marker, markersize=5, label=kind, alpha=0.85)
     if values.max() > 10 * np.median(values):
         top.set_yscale("log")
-    top.set(title=f"Skewness of |w| of each linear layer: {diagnosis.model}", ylabel="skewness")
+    top.set(title=f"Skewness of |w| of each linear layer: {_name(diagnosis)}", ylabel="skewness")
     top.axhline(0.9953, color=_QUIET, linewidth=1, linestyle="--", label="normal weights")
     top.legend(ncols=4, fontsize=8, frameon=False)
-    bottom.bar(range(len(diagnosis.blocks)), diagnosis.mean_skewness, color=_INK)
-    bottom.set(title="Mean over the linear layers of a block", xlabel="block", ylabel="mean skewness")
+    blocks = range(len(diagnosis.blocks))
+    middle.bar(blocks, diagnosis.mean_skewness, color=_INK)
+    middle.set(title="Mean over the linear layers of a block", ylabel="mean skewness")
+    bottom.plot(blocks, diagnosis.l_skewness, "-o", markersize=4, color=_INK)
+    bottom.axhline(0.1983, color=_QUIET, linewidth=1, linestyle="--")
+    bottom.set(title="L-skewness of all |w| of a block, which sdsa reads", xlabel="block", ylabel="L-skewness")
     return figure
 
 
@@ -69,7 +78,7 @@ def _sensitivity(diagnosis: Diagnosis) -> Any:
         axis.plot(damage[:, index], "-o", markersize=3, color=_INK, alpha=shade, label=f"{level:.0%}")
     axis.set_yscale("log")
     axis.set(
-        title=f"Damage when one block alone is pruned with {diagnosis.algorithm}: {diagnosis.model}",
+        title=f"Damage when one block alone is pruned with {diagnosis.algorithm}: {_name(diagnosis)}",
         xlabel="block",
         ylabel="KL divergence (nats/token)",
     )
@@ -79,13 +88,14 @@ def _sensitivity(diagnosis: Diagnosis) -> Any:
 
 def _allocation(diagnosis: Diagnosis) -> Any:
     figure, (axis,) = _figure(1, 4.5)
-    axis.bar(range(len(diagnosis.blocks)), diagnosis.sparsity, color=_INK, label=diagnosis.allocation)
+    moved = np.array(diagnosis.sparsity) - diagnosis.target  # bars start at the line, not at a cut-off zero
+    axis.bar(range(len(moved)), moved, bottom=diagnosis.target, color=_INK, label=diagnosis.allocation)
     axis.axhline(diagnosis.target, color=_SECOND, linewidth=1.5, label=f"uniform, {diagnosis.target:.0%}")
     low, high = min(diagnosis.sparsity), max(diagnosis.sparsity)
     margin = max(0.05, (high - low) / 2)
     axis.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
     axis.set(
-        title=f"Sparsity of each block at {diagnosis.target:.0%} in all: {diagnosis.model}",
+        title=f"Sparsity of each block at {diagnosis.target:.0%} in all: {_name(diagnosis)}",
         xlabel="block",
         ylabel="sparsity",
     )
