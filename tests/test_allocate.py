@@ -15,8 +15,8 @@ import pytest
 import autoprune
 import tiny
 from autoprune import algorithms
-from autoprune.allocate import shares
-from autoprune.allocation import NOT_PROGRAMS, Allocation
+from autoprune.allocate import preference, shares
+from autoprune.allocation import NOT_PROGRAMS, Allocation, bounds, counts, project
 from autoprune.auto import choose
 from autoprune.errors import AutopruneError
 from autoprune.language import read_program
@@ -60,7 +60,7 @@ def test_the_whole_model_has_the_sparsity_that_was_asked_for(allocation: str, sp
     assert report.allocation["name"] == allocation
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "1:2", "1:1"])
 @pytest.mark.parametrize("allocation", [name for name in ALL if name != "uniform"])
 def test_patterns_are_shared_out_too(allocation: str, pattern: str, text: str):
     model = tiny.model(num_hidden_layers=3)
@@ -174,6 +174,7 @@ def test_an_allocation_may_be_a_file(text: str, tmp_path: Path):
         ({"allocation": "sdsa", "granularity": "row"}, "granularity cannot be row; use block, linear"),
         ({"strength": 0.5}, "the allocation 'uniform' has no strength"),
         ({"allocation": "auto", "temperature": 0.5}, "the allocation 'auto' has no temperature"),
+        ({"allocation": "owl", "temperature": 0.5}, "the allocation 'owl' has no temperature"),
         ({"allocation": "auto", "sequences": 1}, "one calibration sequence cannot be both measured and judged on"),
     ],
 )
@@ -222,12 +223,23 @@ def test_another_model_is_measured_anew():
     assert measured(tiny.model(seed=7), Target.of(0.5)).curves("block") != first
 
 
-def test_a_damaged_cache_is_measured_anew(cache_root: Path):
+@pytest.mark.parametrize("content", ["{", "null", '{"damage": []}', '{"damage": [[NaN]]}', '{"damage": "x"}', "[1]"])
+def test_a_damaged_cache_is_measured_anew(cache_root: Path, content: str):
     model = tiny.model(seed=8)
     first = measured(model, Target.of(0.5)).curves("block")
     for file in (cache_root / "sensitivity").glob("*.json"):
-        file.write_text("{")
+        file.write_text(content)
     assert measured(model, Target.of(0.5)).curves("block") == first
+
+
+def test_another_configuration_is_measured_anew():
+    model = tiny.model(seed=6)
+    first = measured(model, Target.of(0.5)).curves("block")
+    model.config.rms_norm_eps = 0.5
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 0.5
+    assert measured(model, Target.of(0.5)).curves("block") != first
 
 
 def test_exponential_curves_are_found_again():
@@ -259,7 +271,120 @@ def test_the_layer_that_suffers_most_loses_least():
         assert found.sparsity_L @ size_L / size_L.sum() == pytest.approx(0.5)
 
 
+# ---------------------------------------------------------------- the library against the papers' formulas
+
+SIZES = np.array([1.0, 1.0, 1.0, 1.0, 1.0])
+
+
+def owl(outlier_ratio: np.ndarray, sparsity: float) -> np.ndarray:
+    """Yin et al. (2024), their code: densities in a range of 2 lambda, centred on 1 - S."""
+    density = 2 * 0.08 * (outlier_ratio - outlier_ratio.min()) / np.ptp(outlier_ratio)
+    return 1 - (density + (1 - sparsity) - density.mean())
+
+
+def dlp(wanda_mean: np.ndarray, sparsity: float) -> np.ndarray:
+    """Its released code: importance 1 - share of the sum, densities in a range of 2 alpha, centred."""
+    importance = 1 - wanda_mean / wanda_mean.sum()
+    density = 2 * 0.15 * (importance - importance.min()) / np.ptp(importance)
+    return 1 - (density + (1 - sparsity) - density.mean())
+
+
+def alpha(spectral_alpha: np.ndarray, sparsity: float) -> np.ndarray:
+    """Lu et al. (2024): a linear map to [1 - eps, 1 + eps], scaled so that the weighted mean is S."""
+    spread = 0.7 + 0.6 * (spectral_alpha - spectral_alpha.min()) / np.ptp(spectral_alpha)
+    return sparsity * spread / spread.mean()
+
+
+def atp(depth: np.ndarray, sparsity: float) -> np.ndarray:
+    """Huang et al. (2025): S - beta (L - 1) / 2 + beta i, with beta (L - 1) = 0.2."""
+    return sparsity - 0.1 + 0.2 * np.arange(len(depth)) / (len(depth) - 1)
+
+
+def sdsa(l_skewness: np.ndarray, sparsity: float) -> np.ndarray:
+    """The design's density (1 - S) (1 - lambda + lambda G p), p a softmax of standardised skewness."""
+    z = (l_skewness - l_skewness.mean()) / l_skewness.std()
+    p = np.exp(z) / np.exp(z).sum()
+    return 1 - (1 - sparsity) * (0.8 + 0.2 * len(p) * p)
+
+
+FORMULAS = {
+    "owl": (owl, "outlier_ratio"),
+    "dlp": (dlp, "wanda_mean"),
+    "alpha": (alpha, "spectral_alpha"),
+    "atp": (atp, "depth"),
+    "sdsa": (sdsa, "l_skewness"),
+    "sdsa-fisher": (sdsa, "skewness"),
+    "sdsa-reversed": (lambda x, sparsity: sdsa(-x, sparsity), "l_skewness"),
+}
+
+
+def test_every_allocation_of_the_library_has_a_formula():
+    assert {*FORMULAS, "marginal"} == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+def test_the_library_follows_the_papers(name: str, sparsity: float):
+    formula, statistic = FORMULAS[name]
+    values_L = np.array([0.0, 0.25, 0.5, 0.75, 1.0]) if name == "atp" else np.array([2.0, 2.1, 2.4, 2.2, 2.45])
+    values = {statistic: values_L, "size": SIZES / SIZES.sum()}
+    allocation = Allocation.of(algorithms.load(name))
+    assert allocation.tape
+    named = {key: value for key, value in values.items() if key in allocation.tape.statistics}
+    wanted_L = allocation.strength * preference(allocation, named, sparsity)
+    found_L = project(wanted_L, SIZES, Target.of(sparsity), allocation.max_shift)
+    expected_L = formula(values_L, sparsity)
+    low, high = bounds(Target.of(sparsity), allocation.max_shift)
+    assert low <= expected_L.min()
+    assert expected_L.max() <= high
+    np.testing.assert_allclose(found_L, expected_L, atol=1e-6)
+
+
+def test_marginal_evens_out_what_weights_cost():
+    slope_L = np.array([1.0, np.e, np.e**2, -5.0, 0.01])
+    allocation = Allocation.of(algorithms.load("marginal"))
+    found_L = preference(allocation, {"marginal_damage": slope_L}, 0.5)
+    usual = np.median(np.abs(slope_L))
+    np.testing.assert_allclose(found_L, -np.log(np.maximum(slope_L / usual, 0.1)), rtol=1e-5)
+
+
 # ---------------------------------------------------------------- auto
+
+
+@pytest.mark.parametrize("propagation", ["one_pass", "block"])
+@pytest.mark.parametrize("tokens", [(8, 24), (64, 96), (512, 96)])
+def test_auto_tries_more_the_more_text_there_is(propagation: str, tokens: tuple[int, int]):
+    source = InMemoryBlocks(tiny.model())
+    measurements = Measurements(source, WANDA, "row", Target.of(0.6), tiny.tokens(*tokens), judge=True)
+    choice = choose(measurements, Allocation.named("auto"), None, propagation)
+    names = {row["allocation"] for row in choice.tried}
+    assert {"uniform", "sdsa, strength 0.2, by block", "atp, strength 0.2, by block"} <= names
+    if tokens[0] == 512:
+        assert any(name.endswith("downhill") for name in names)
+        assert len(names) > (4 if propagation == "block" else 3)
+
+
+def test_auto_keeps_to_the_shift_and_granularity_it_was_given():
+    measurements = measured(tiny.model(), Target.of(0.6))
+    auto = Allocation.named("auto").with_options(max_shift=0.01, granularity="block")
+    choice = choose(measurements, auto, None, "block")
+    assert np.abs(choice.sparsity_N - 0.6).max() < 0.02
+    assert all("by linear" not in row["allocation"] for row in choice.tried)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_auto_judges_the_masks_that_are_made(pattern: str):
+    measurements = measured(tiny.model(num_hidden_layers=3), Target.of(pattern=pattern))
+    choice = choose(measurements, Allocation.named("auto"), None, "block")
+    sizes = [int(size) for size in measurements.size_N]
+    made = np.array(counts(measurements.target, list(choice.sparsity_N), sizes)) / measurements.size_N
+    np.testing.assert_allclose(choice.sparsity_N, made, atol=1e-12)
+
+
+def test_an_allocation_that_would_be_too_dear_is_not_among_those_tried():
+    own = Allocation.of(read_program("def allocate(sensitivity):\n    return -sensitivity\n", name="dear"))
+    choice = choose(measured(tiny.model(), Target.of(0.6)), Allocation.named("auto"), own, "block")
+    assert not any(row["allocation"].startswith("dear") for row in choice.tried)
 
 
 def test_auto_is_not_worse_than_uniform_on_what_it_judges_by():
@@ -302,7 +427,8 @@ def test_auto_tries_the_programs_own_allocation_first():
     measurements = measured(tiny.model(), Target.of(0.5))
     choice = choose(measurements, Allocation.named("auto"), own, "one_pass")
     names = [row["allocation"] for row in choice.tried]
-    assert not names or names[0].startswith(("both", "uniform"))
+    assert names[0] == "both, strength 0.3, by block"
+    assert any(name.startswith("sdsa") for name in names)
 
 
 def test_what_auto_tried_is_written_beside_the_model(text: str, tmp_path: Path):

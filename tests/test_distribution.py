@@ -94,3 +94,12 @@ def test_a_transposed_matrix_is_counted_whole():
     turned.add(matrix.T)
     assert turned.l_skewness == plain.l_skewness
     assert turned.count == 600
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-6])
+def test_nearly_equal_numbers_keep_their_shape(spread: float):
+    x = (1 + spread * np.random.default_rng(0).exponential(size=20_000)).astype(np.float32)
+    centred = x.astype(np.float64) - x.astype(np.float64).mean()
+    found = streamed(x)
+    assert found.skewness == pytest.approx((centred**3).mean() / centred.std() ** 3, rel=1e-6)
+    assert found.kurtosis == pytest.approx((centred**4).mean() / centred.std() ** 4, rel=1e-6)

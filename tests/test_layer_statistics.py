@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from autoprune.errors import AutopruneError
 from autoprune.language import LAYER_STATISTICS
 from autoprune.layer_statistics import group_name, group_sizes, grouped, measure, spectral_alpha
 from autoprune.models import InMemoryBlocks
@@ -115,3 +116,29 @@ def test_a_heavier_tail_has_a_smaller_alpha():
     values = torch.arange(1, 65).float()
     light, heavy = torch.diag(values.sqrt()), torch.diag(values.square())
     assert spectral_alpha(heavy) < spectral_alpha(light)
+
+
+def test_huge_weights_have_a_spectrum_too():
+    weight_RC = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    assert spectral_alpha(weight_RC * 1e20) == pytest.approx(spectral_alpha(weight_RC), rel=1e-4)
+
+
+def test_a_layer_that_no_token_reached_is_left_out():
+    source = InMemoryBlocks(tiny.model())
+    norms = observe(source, tiny.tokens(), norms=True).norms
+    groups = grouped(source, "linear")
+    full = measure(source, groups, ["wanda_mean"], norms)["wanda_mean"]
+    norms.pop(groups[2][0].name)
+    part = measure(source, groups, ["wanda_mean"], norms)["wanda_mean"]
+    assert part[2] == pytest.approx(np.delete(full, 2).mean())
+    np.testing.assert_array_equal(np.delete(part, 2), np.delete(full, 2))
+
+
+def test_inputs_that_are_not_finite_are_named():
+    source = InMemoryBlocks(tiny.model())
+    norms = observe(source, tiny.tokens(), norms=True).norms
+    groups = grouped(source, "block")
+    norms[groups[0][3].name][0, 0] = torch.inf
+    with pytest.raises(AutopruneError, match="the inputs are not finite") as caught:
+        measure(source, groups, ["wanda_mean"], norms)
+    assert caught.value.where == groups[0][3].name

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import tiny
 from autoprune import algorithms, trial
+from autoprune.errors import AutopruneError
 from autoprune.models import InMemoryBlocks, all_linears, fingerprint
 from autoprune.sparsity import Target, keep_mask
 from autoprune.trial import Trial, observe
@@ -85,7 +86,7 @@ def test_ranks_are_among_what_competes(target: Target, compare: str):
             assert (ranks_RC.reshape(-1, 4).sort(1).values == torch.arange(4)).all()
         else:
             share = (ranks_RC < 128).float().mean().item()
-            assert share == pytest.approx(0.5, abs=0.01)
+            assert share == pytest.approx(0.5, abs=0.02)
 
 
 def test_nothing_pruned_is_no_damage():
@@ -111,19 +112,20 @@ def test_rounding_of_ranks_keeps_the_whole_exact():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "opt", "falcon"])
-@pytest.mark.parametrize("compare", ["row", "layer"])
-def test_marginal_damage_is_the_derivative(architecture: str, compare: str):
+@pytest.mark.parametrize(("compare", "sparsity"), [("row", 0.5), ("layer", 0.5), ("layer", 0.95)])
+def test_marginal_damage_is_the_derivative(architecture: str, compare: str, sparsity: float):
     """Against finite differences: a small multiple of the weights of the band is added to the masked weights."""
     model = tiny.model(architecture)
     judge = judged(model, compare=compare)
-    sparsity_N = [0.5] * len(judge.linears)
+    sparsity_N = [sparsity] * len(judge.linears)
     found_N = judge.marginal_damage(sparsity_N)
+    assert np.abs(found_N).min() > 0
     dense_TV, kept, bands = logits(model), {}, {}
-    for linear, levels in zip(judge.linears, judge.levels_N, strict=True):
-        ranks_RC, middle, half = judge.ranks[linear.name], levels // 2, round(0.1 * levels)
-        band = (ranks_RC >= middle - half) & (ranks_RC < middle + half)
-        bands[linear.name] = (linear.weight_RC * band, 2 * half / levels)
-        kept[linear.name] = linear.weight_RC * (ranks_RC >= middle)
+    for linear, levels, threshold in zip(judge.linears, judge.levels_N, judge._thresholds(sparsity_N), strict=True):
+        ranks_RC, half = judge.ranks[linear.name].long(), round(0.1 * levels)
+        low, high = max(threshold - half, 0), min(threshold + half, levels)
+        bands[linear.name] = (linear.weight_RC * ((ranks_RC >= low) & (ranks_RC < high)), (high - low) / levels)
+        kept[linear.name] = linear.weight_RC * (ranks_RC >= threshold)
     for linear in judge.linears:
         linear.weight_RC.copy_(kept[linear.name])
     for index in range(0, len(judge.linears), 3):
@@ -136,6 +138,107 @@ def test_marginal_damage_is_the_derivative(architecture: str, compare: str):
         linear.weight_RC.copy_(kept[linear.name])
         expected = -(damage[1] - damage[0]) / 2e-2 / width
         assert found_N[index] == pytest.approx(expected, rel=0.02, abs=2e-3 * np.abs(found_N).max()), linear.name
+
+
+def test_a_linear_layer_with_a_forward_of_its_own():
+    class Doubled(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model = tiny.model("opt")
+    linear = next(linear for linear in all_linears(InMemoryBlocks(model)) if linear.name.endswith("fc1"))
+    linear.module.__class__ = Doubled
+    judge = judged(model)
+    index = [known.name for known in judge.linears].index(linear.name)
+    sparsity_N = [0.0] * len(judge.linears)
+    found_N = judge.marginal_damage(sparsity_N)
+    model_without_it = judge.marginal_damage(sparsity_N)
+    np.testing.assert_array_equal(found_N, model_without_it)
+    x = torch.randn(5, linear.shape[1], generator=torch.Generator().manual_seed(0))
+    bias = linear.module.bias
+    assert isinstance(bias, Tensor)
+    torch.testing.assert_close(linear.compute(x, linear.weight_RC), 2 * (x @ linear.weight_RC.T + bias))
+    torch.testing.assert_close(linear.compute(x, linear.weight_RC, bias=False), 2 * (x @ linear.weight_RC.T))
+    assert np.isfinite(found_N[index])
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.996])
+def test_ranks_do_not_wrap_where_nearly_all_goes(sparsity: float):
+    model = tiny.model(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    judge = judged(model)
+    uniform_N = [sparsity] * len(judge.linears)
+    assert judge.damage(uniform_N) >= 0.9 * judge.damage([0.85] * len(judge.linears))
+    assert np.abs(judge.marginal_damage(uniform_N)).min() > 0
+    assert judge.damage([1.0] * len(judge.linears)) >= judge.damage(uniform_N)
+
+
+def by_hand(model: Any, sparsity: float) -> float:
+    """Damage of masks that are really written into the model."""
+    judge = judged(model)
+    dense_TV = logits(model)
+    for linear, threshold in zip(judge.linears, judge._thresholds([sparsity] * len(judge.linears)), strict=True):
+        linear.weight_RC.mul_(judge.ranks[linear.name] >= threshold)
+    return coarse_divergence(dense_TV, logits(model))
+
+
+@pytest.mark.parametrize("how", ["tied weights", "same block twice"])
+def test_weights_that_blocks_share_are_masked_in_all(how: str):
+    def made() -> Any:
+        model = tiny.model(num_hidden_layers=3)
+        if how == "same block twice":
+            model.model.layers[2] = model.model.layers[0]
+        else:
+            first, last = model.model.layers[0].mlp, model.model.layers[2].mlp
+            last.up_proj.weight = first.up_proj.weight
+            last.down_proj.weight = first.down_proj.weight
+        return model
+
+    judge = judged(made())
+    uniform_N = [0.5] * len(judge.linears)
+    assert judge.damage(uniform_N) == pytest.approx(by_hand(made(), 0.5), rel=1e-3)
+    assert np.isfinite(judge.marginal_damage(uniform_N)).all()
+    assert judge.damage(uniform_N) == pytest.approx(by_hand(made(), 0.5), rel=1e-3)
+
+
+@pytest.mark.parametrize("how", ["skipped", "twice"])
+def test_blocks_that_are_not_run_once_each_are_refused(how: str):
+    model = tiny.model(num_hidden_layers=3)
+    block, own = model.model.layers[1], model.model.layers[0].forward
+    if how == "skipped":
+        model.model.layers[0].forward = lambda x, **options: own(x, **options)
+        inner = model.model.forward
+        layers = model.model.layers
+
+        def without(*args: Any, **options: Any) -> Any:
+            model.model.layers = torch.nn.ModuleList([layers[0], layers[2]])
+            try:
+                return inner(*args, **options)
+            finally:
+                model.model.layers = layers
+
+        model.model.forward = without
+    else:
+        model.model.layers[0].forward = lambda x, **options: block(own(x, **options), **options)
+    with pytest.raises(AutopruneError, match="the blocks are not run once each"):
+        judged(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_half_precision_gradients_do_not_overflow():
+    model = tiny.model(dtype=torch.float16)
+    with torch.no_grad():
+        model.lm_head.weight *= 8
+    source, target = InMemoryBlocks(model), Target.of(0.5)
+    dense = observe(source, tiny.tokens(8, 96), norms=True, score=WANDA, target=target)
+    judge = Trial(source, dense, tiny.tokens(96, 96, seed=3), target, "row")
+    assert np.isfinite(judge.marginal_damage([0.6] * len(judge.linears))).all()
+
+
+def test_logits_that_are_not_finite_are_named():
+    model = tiny.model()
+    model.lm_head.weight.data[5] = torch.inf
+    with pytest.raises(AutopruneError, match="the logits of the unpruned model are not finite; try --dtype float32"):
+        judged(model)
 
 
 def test_a_backward_pass_leaves_the_model_as_it_was():

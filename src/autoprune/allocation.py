@@ -22,6 +22,7 @@ NOT_PROGRAMS = (UNIFORM, SENSITIVITY, AUTO)
 """Allocations that are not programs: all the same; equal marginal damage; the best by measurement."""
 
 
+_LEAST_KEPT = 0.1
 _SHARED = ("granularity", "max_shift")  # options of allocations that are not programs
 
 
@@ -54,11 +55,15 @@ class Allocation:
     def with_options(self, **options: str | float | None) -> Allocation:
         """The same with other options; None leaves one as it is."""
         given = {name: value for name, value in options.items() if value is not None}
-        used = {UNIFORM: (), SENSITIVITY: _SHARED, AUTO: _SHARED}.get(self.name, tuple(OPTIONS))
+        used = () if self.name == UNIFORM else _SHARED
+        if self.tape:
+            named = "temperature" in self.tape.statistics
+            used = (*_SHARED, "strength", "temperature") if named else (*_SHARED, "strength")
         for name, value in given.items():
             if name not in used:
                 raise AutopruneError(
-                    f"the allocation '{self.name}' has no {name}", remedy="leave it out, or name a program such as sdsa"
+                    f"the allocation '{self.name}' has no {name}",
+                    remedy="leave it out, or use an allocation that has, as sdsa",
                 )
             if not OPTIONS[name].accepts(value):
                 raise AutopruneError(f"{name} cannot be {value}", remedy=f"use {OPTIONS[name].allowed}")
@@ -77,17 +82,23 @@ class Allocation:
 
 
 def bounds(target: Target, max_shift: float) -> tuple[float, float]:
-    """Least and greatest sparsity of a layer: `max_shift` around the model's; no layer keeps less than half of its fair
+    """Least and greatest sparsity of a layer: `max_shift` around the model's; none keeps less than a tenth of its fair
     share, so that none is emptied; and an n:m target keeps at least one of each group."""
     sparsity = float(target.fraction)
+    fair = 1 - _LEAST_KEPT * (1 - sparsity)
     most = 1 - 1 / target.group if target.group else 1.0
-    return max(0.0, sparsity - max_shift), max(sparsity, min(sparsity + max_shift, (1 + sparsity) / 2, most))
+    return max(0.0, sparsity - max_shift), max(sparsity, min(sparsity + max_shift, fair, most))
 
 
 def project(preference_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float) -> np.ndarray:
     """Sparsities (L,), float64: the preferences shifted by one constant and clipped to `bounds`, with the target's
     sparsity as their mean, weighted by `size_L`."""
-    return _balanced(np.asarray(preference_L, dtype=np.float64), np.ones(len(size_L)), size_L, target, max_shift)
+    preference_L = np.asarray(preference_L, dtype=np.float64)
+    # Gaps wider than the whole range of sparsities make no difference, and would cost digits.
+    order = np.argsort(preference_L, kind="stable")
+    wanted_L = np.zeros(len(order))
+    wanted_L[order[1:]] = np.minimum(np.diff(preference_L[order]), 2.0).cumsum()
+    return _balanced(wanted_L, np.ones(len(order)), size_L, target, max_shift)
 
 
 def equal_marginal_damage(
@@ -109,6 +120,7 @@ def _balanced(
 
     The mean grows with c from the lower to the upper bound, and the target lies between them, so bisection finds c.
     """
+    assert np.isfinite(wanted_L).all()
     low, high = bounds(target, max_shift)
     share_L = np.asarray(size_L, dtype=np.float64) / np.sum(size_L)
     below, above = float(((low - wanted_L) / step_L).min()), float(((high - wanted_L) / step_L).max())

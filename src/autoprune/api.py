@@ -335,7 +335,7 @@ def _shares(
 ) -> tuple[list[float] | None, dict[str, Any]]:
     """The sparsity of every linear layer (None where it is uniform), and what is recorded of how it came about."""
     record: dict[str, Any] = {"name": allocation.name}
-    if allocation.name == UNIFORM:
+    if allocation.name == UNIFORM or target.fraction == 0:  # nothing to share out
         return None, record
     record |= {"granularity": allocation.granularity, "max_shift": allocation.max_shift}
     if allocation.tape:

@@ -1,13 +1,14 @@
 """The best allocation for this model, algorithm and sparsity, found by measurement on held-out calibration tokens.
 
-First known allocations are tried with one-shot masks, the better ones again on more tokens (successive halving). Then
-the best is improved step by step: one backward pass tells for every layer what one more pruned weight costs the whole
-pruned model, and sparsity moves from where it is dear to where it is cheap, as far as a few trials show to be best.
+First a few known allocations are tried with one-shot masks, the better ones again on more tokens (successive halving).
+Then the best is improved step by step: one backward pass tells for every layer what one more pruned weight costs the
+whole pruned model, and sparsity moves from where it is dear to where it is cheap, as long as trials show a gain.
 Uniform sparsity is among the candidates, so what is chosen is never worse than it on the tokens it was judged on.
 
-What may be spent is counted in forwards of a token, not in seconds, so the same run makes the same choice anywhere.
+What may be spent is counted in forwards of a token, not in seconds, so that the choice does not depend on the clock.
+With few calibration tokens (about 10,000 on a CPU) fixed costs leave no step downhill, and may exceed the budget.
 
-Legend: N linear layers.
+Legend: L layers that share in the sparsity, N linear layers.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ import numpy as np
 
 from autoprune import algorithms
 from autoprune.allocate import preference, shares
-from autoprune.allocation import UNIFORM, Allocation, project
+from autoprune.allocation import UNIFORM, Allocation, counts, project
+from autoprune.language.statistics import SENSITIVITY
 from autoprune.measurements import Measurements
 
-CANDIDATES: tuple[tuple[str, float], ...] = (
-    ("sdsa", 1.0),
-    ("atp", 1.0),
-    ("dlp", 0.5),
-    ("owl", 1.0),
-    ("atp", 0.5),
-    ("sdsa", 0.5),
-    ("dlp", 1.0),
+CANDIDATES: tuple[tuple[str, dict[str, float]], ...] = (
+    ("sdsa", {}),
+    ("atp", {}),
+    ("dlp", {"strength": 0.15}),
+    ("owl", {}),
+    ("sdsa", {"strength": 0.4, "temperature": 2.0}),
+    ("atp", {"strength": 0.1}),
+    ("atp", {"strength": 0.3}),
+    ("sdsa", {"strength": 0.1}),
+    ("dlp", {}),
 )
-"""Library allocations that cost next to nothing to compute, and shares of their own strength, in the order tried."""
+"""Library allocations that cost next to nothing to compute, some with other options than their own, in the order tried:
+as many as the budget allows, and two at least."""
 
 FIRST_STEP = 0.06
 """Sparsity a layer gives up in the first step for each factor e by which its marginal damage is above the median: where
@@ -83,7 +88,7 @@ class _Search:
         seen, held = measurements.observed_tokens, self._tokens(None)
         budget = BUDGET * (_PRUNE_COST[propagation] * (seen + held) + _SELECTION)
         self.left = self.total = budget - seen - _RANKING - _TRIAL * held
-        measurements.progress.stage("choosing an allocation", self.total)
+        measurements.progress.stage("choosing an allocation", max(self.total, 1))
 
     def run(self) -> Choice:
         best, step = self._best_known(), FIRST_STEP
@@ -95,26 +100,38 @@ class _Search:
 
     def _best_known(self) -> _Candidate:
         """Successive halving: all on half of the tokens, the better half of them on all; uniform in both."""
-        uniform = _Candidate(UNIFORM, np.full(len(self.measurements.linears), float(self.measurements.target.fraction)))
+        measurements = self.measurements
+        uniform = _Candidate(UNIFORM, np.full(len(measurements.linears), float(measurements.target.fraction)))
         affordable = int(_SHARE_OF_CANDIDATES * self.left / (self._cost(self.half) + self._cost(None) / 2))
-        known = self._known()[: max(affordable - 1, 0)]
+        known = [self._candidate(allocation) for allocation in self._known()[: max(affordable, 2)]]
         ranked = sorted(known, key=lambda candidate: self._damage(candidate, self.half))
         return min(
             (self._judged(candidate) for candidate in (uniform, *ranked[: (len(ranked) + 1) // 2])),
             key=lambda candidate: candidate.damage,
         )
 
-    def _known(self) -> list[_Candidate]:
-        allocations = [self.own] if self.own else []
-        for name, share in CANDIDATES:
-            allocation = Allocation.of(algorithms.load(name))
-            allocations.append(allocation.with_options(strength=share * allocation.strength))
-        known = []
-        for allocation in allocations:
-            found = shares(allocation, self.measurements)
-            name = f"{allocation.name}, strength {allocation.strength:g}, by {allocation.granularity}"
-            known.append(_Candidate(name, self.measurements.per_linear(found.sparsity_L, found.granularity)))
-        return known
+    def _known(self) -> list[Allocation]:
+        """The program's own allocation, unless it is too dear to compute, and those of the library."""
+        own = [self.own] if self.own and not (self.own.tape and SENSITIVITY in self.own.tape.collects) else []
+        listed = [Allocation.of(algorithms.load(name)).with_options(**options) for name, options in CANDIDATES]
+        forced = "block" if self.auto.granularity == "block" else None
+        return [
+            allocation.with_options(max_shift=min(allocation.max_shift, self.auto.max_shift), granularity=forced)
+            for allocation in (*own, *listed)
+        ]
+
+    def _candidate(self, allocation: Allocation) -> _Candidate:
+        found = shares(allocation, self.measurements)
+        sparsity_N = self.measurements.per_linear(found.sparsity_L, found.granularity)
+        options = f"strength {allocation.strength:g}"
+        if allocation.temperature != 1:
+            options += f", temperature {allocation.temperature:g}"
+        return _Candidate(f"{allocation.name}, {options}, by {allocation.granularity}", self._executed(sparsity_N))
+
+    def _executed(self, sparsity_N: np.ndarray) -> np.ndarray:
+        """The sparsities as the prune will round them, which with n:m is far."""
+        size_N = self.measurements.size_N
+        return np.array(counts(self.measurements.target, list(sparsity_N), [int(size) for size in size_N])) / size_N
 
     def _downhill(self, start: _Candidate, step: float) -> tuple[_Candidate, float]:
         """A step from `start` that is better, and how long it was; `start` and 0 where neither of two was."""
@@ -130,7 +147,7 @@ class _Search:
                 break
             wanted_N = start.sparsity_N + length * direction_N
             moved_N = project(wanted_N, measurements.size_N, measurements.target, self.auto.max_shift)
-            candidate = self._judged(_Candidate(name, moved_N), step=round(length, 4))
+            candidate = self._judged(_Candidate(name, self._executed(moved_N)), step=round(length, 4))
             if candidate.damage < start.damage:
                 return candidate, length
         return start, 0.0

@@ -1,7 +1,8 @@
 """The shape of a stream of non-negative numbers, such as all |w| of a block: moments, and what needs an order.
 
-Moments are exact sums in float64. Order statistics come from a histogram over the leading bits of a float32, whose
-bins are never wider than 1/4096 of the values in them; so nothing is sorted, and a block of any size takes 8 MB.
+Moments are sums in float64, about the first number that came. Order statistics come from a histogram over the leading
+bits of a float32, whose bins are never wider than 1/4096 of the values in them; so nothing is sorted, and a block of
+any size takes 8 MB.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Distribution:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sums = np.zeros(4)  # of x, x^2, x^3, x^4
+        self._shift = 0.0
+        self._sums = np.zeros(4)  # of the powers 1 to 4 of x - shift: what is nearly constant loses no digits
         self._counts = np.zeros(_BINS, dtype=np.int64)
         self._low, self._high = np.inf, -np.inf
 
@@ -28,9 +30,11 @@ class Distribution:
         """Count finite non-negative numbers: any shape, any floating dtype."""
         for part in values.reshape(-1).split(_CHUNK) if values.numel() else ():
             x = part.to(torch.float32)
+            if not self.count:
+                self._shift = float(x[0])
             bins = x.contiguous().view(torch.int32) >> _DROPPED_BITS
             self._counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
-            wide = x.to(torch.float64) if x.device.type != "mps" else x
+            wide = (x.to(torch.float64) if x.device.type != "mps" else x) - self._shift
             square = wide.square()
             sums = (wide.sum(), square.sum(), (square * wide).sum(), square.square().sum())
             self._sums += [float(value) for value in sums]
@@ -44,7 +48,7 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        return float(self._sums[0]) / self.count if self.count else np.nan
+        return self._shift + float(self._sums[0]) / self.count if self.count else np.nan
 
     @property
     def skewness(self) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from autoprune.distribution import Distribution
+from autoprune.errors import AutopruneError
 from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, WEIGHTS
 from autoprune.models import BlockSource, Linear
 
@@ -55,7 +56,7 @@ def measure(
     """The named statistics of the unpruned model, float64 (L,) each; all but the scalars and `sensitivity`.
 
     `norms` holds the root mean square of each input (1, C) by name of the linear layer, where a statistic of Wanda's
-    score is among the names.
+    score is among the names. A linear layer without one, which no token reached, is left out of those.
     """
     names = list(names)
     needs = {need for name in names for need in LAYER_STATISTICS[name].collects}
@@ -68,7 +69,11 @@ def measure(
         for linear in group:
             if WEIGHTS in needs:
                 weights.add(linear.weight_RC.abs())
-            if SALIENCY in needs:
+            if SALIENCY in needs and linear.name in norms:
+                if not torch.isfinite(norms[linear.name]).all():
+                    raise AutopruneError(
+                        "the inputs are not finite", where=linear.name, remedy="try --dtype float32, and check the text"
+                    )
                 saliency.add(linear.weight_RC.float().abs() * norms[linear.name])
             if SPECTRUM in needs:
                 alphas.append(spectral_alpha(linear.weight_RC))
@@ -105,7 +110,8 @@ def spectral_alpha(weight_RC: Tensor) -> float:
     The tail is the upper half of the eigenvalues, n of them, and e_min the smallest of it (AlphaPruning's xmin_mid,
     Lu et al., 2024). NaN where all of the tail is equal or zero.
     """
-    weight_RC = weight_RC.float()
+    largest = weight_RC.abs().amax().float()
+    weight_RC = weight_RC.float() / largest if largest > 0 else weight_RC.float()  # squares neither overflow nor vanish
     gram = weight_RC @ weight_RC.T if weight_RC.shape[0] < weight_RC.shape[1] else weight_RC.T @ weight_RC
     eigenvalues = np.sort(torch.linalg.eigvalsh(gram).double().cpu().numpy())
     tail = eigenvalues[len(eigenvalues) // 2 :]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,8 +19,9 @@ from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, writing_to
 from autoprune.language.program import Tape
 from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, WEIGHTS
+from autoprune.language.types import Type
 from autoprune.layer_statistics import group_sizes, grouped, measure
-from autoprune.models import BlockSource, all_linears, fingerprint
+from autoprune.models import BlockSource, all_linears, config_text, fingerprint
 from autoprune.progress import Progress, Silent
 from autoprune.sparsity import Target
 from autoprune.trial import Dense, Trial, observe
@@ -41,13 +43,15 @@ class Curves:
     def exponential(self, sparsity: float) -> tuple[np.ndarray, np.ndarray]:
         """Intercept and slope (L,) of log damage as a line through the two levels nearest to a sparsity.
 
-        A slope that is not positive (noise at little damage) is taken as the median of the others.
+        A slope that is not positive (noise at little damage) is taken as the median of the others, and none is more
+        than ten times that or less than a tenth.
         """
         levels, logs = np.array(self.levels), np.log(np.maximum(np.array(self.damage), 1e-9))
         near = np.sort(np.argsort(np.abs(levels - sparsity), kind="stable")[:2])
         slope_L = (logs[:, near[-1]] - logs[:, near[0]]) / max(levels[near[-1]] - levels[near[0]], 1e-9)
         positive = slope_L > 0
-        slope_L = np.where(positive, slope_L, np.median(slope_L[positive]) if positive.any() else 1.0)
+        usual = np.median(slope_L[positive]) if positive.any() else 1.0
+        slope_L = np.clip(np.where(positive, slope_L, usual), usual / 10, usual * 10)
         return logs[:, near].mean(axis=1) - slope_L * levels[near].mean(), slope_L
 
     def at(self, sparsity: float) -> np.ndarray:
@@ -85,6 +89,7 @@ class Measurements:
                 )
             held = -(-len(tokens_BL) // HELD_OUT)
             self.tokens_BL, self.held_BL = tokens_BL[:-held], tokens_BL[-held:]
+        self._known: dict[tuple[str, str], np.ndarray] = {}
         self.groups = cache(lambda granularity: grouped(source, granularity))
 
     @property
@@ -119,19 +124,23 @@ class Measurements:
 
     def statistics(self, names: Iterable[str], granularity: str) -> dict[str, np.ndarray]:
         """The named statistics (L,) of `LAYER_STATISTICS`; scalars are not among them."""
-        names = list(names)
-        groups = self.groups(granularity)
+        names = [name for name in names if LAYER_STATISTICS[name].type == Type.L]
+        self._measure([name for name in names if (name, granularity) not in self._known], granularity)
+        return {name: self._known[name, granularity] for name in names}
+
+    def _measure(self, names: list[str], granularity: str) -> None:
         needs = {need for name in names for need in LAYER_STATISTICS[name].collects}
         norms = self.dense.norms if SALIENCY in needs else {}
         if needs & {WEIGHTS, SALIENCY, SPECTRUM}:
             self.progress.stage("measuring weights", self.weights)
-        values = measure(self.source, groups, names, norms, self.progress.advance)
+        values = measure(self.source, self.groups(granularity), names, norms, self.progress.advance) if names else {}
         if "sensitivity" in names:
             values["sensitivity"] = self.curves(granularity).at(float(self.target.fraction))
         if "marginal_damage" in names:
             uniform_N = np.full(len(self.linears), float(self.target.fraction))
             values["marginal_damage"] = self.marginal_damage(uniform_N, granularity)
-        return values
+        for name, value_L in values.items():
+            self._known[name, granularity] = value_L
 
     def marginal_damage(self, sparsity_N: np.ndarray, granularity: str, batches: int | None = None) -> np.ndarray:
         """Derivative of the damage by the sparsity of each layer, over the layer's share of weights: (L,)."""
@@ -144,20 +153,25 @@ class Measurements:
         """Damage of pruning each layer alone at a few levels; kept in a cache."""
         group = self.target.group
         levels = [removed / group for removed in range(1, group)] if group else list(LEVELS)
+        assert self.tokens_BL is not None
+        assert self.held_BL is not None
         key = "\n".join(
             [
                 fingerprint(self.source.model),
+                config_text(self.source.model),
                 repr(self.score.nodes) + str(self.score.result),
                 f"{self.compare} {group} {granularity} {levels}",
-                hashlib.sha256(self._tokens().numpy().tobytes()).hexdigest(),
+                *(hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in (self.tokens_BL, self.held_BL)),
             ]
         )
         file = cache_folder("sensitivity") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-        try:
-            return Curves(levels, json.loads(file.read_text("utf-8"))["damage"])
-        except (OSError, ValueError, KeyError):
-            pass
         groups = self.groups(granularity)
+        try:
+            damage = np.array(json.loads(file.read_text("utf-8"))["damage"], dtype=np.float64)
+            if damage.shape == (len(groups), len(levels)) and np.isfinite(damage).all():
+                return Curves(levels, damage.tolist())
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not there, or damaged
         trial = self.trial
         self.progress.stage("sensitivity: pruning each layer alone", len(groups) * len(levels))
         damage = []
@@ -170,11 +184,7 @@ class Measurements:
                 self.progress.advance(1)
         with writing_to(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
+            partial = file.with_suffix(f".partial-{os.getpid()}")
             partial.write_text(json.dumps({"levels": levels, "damage": damage}), "utf-8")
             partial.replace(file)
         return Curves(levels, damage)
-
-    def _tokens(self) -> Tensor:
-        assert self.held_BL is not None
-        return self.held_BL

@@ -5,10 +5,11 @@ Legend: R output rows, C input columns of a linear layer.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -65,11 +66,17 @@ class Linear:
         assert isinstance(self.module.weight, Tensor)
         return self.module.weight
 
-    @property
-    def bias(self) -> Tensor | None:
-        bias = self.module.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return bias
+    def compute(self, x: Tensor, weight_RC: Tensor, *, bias: bool = True) -> Tensor:
+        """What the module's own forward gives with another weight, and with its bias or without."""
+        module = copy.copy(self.module)
+        module.__dict__.pop("forward", None)
+        module._parameters = {name: None if name == "bias" and not bias else value
+                              for name, value in module._parameters.items() if name != "weight"}  # fmt: skip
+        module.__dict__["weight"] = weight_RC.T if isinstance(module, Conv1D) else weight_RC
+        if not bias and isinstance(module, Conv1D):  # its forward cannot do without
+            return nn.functional.linear(x, weight_RC)
+        forward: Callable[..., Tensor] = type(module).forward
+        return forward(module, x)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -149,20 +156,21 @@ def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
     return name, list(blocks)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is one of those that are pruned."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
 def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:
     """All nn.Linear and Conv1D modules below a block."""
-    return [
-        Linear(f"{prefix}.{name}", module, index)
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
+    return [Linear(f"{prefix}.{name}", module, index) for name, module in block.named_modules() if is_linear(module)]
 
 
 def _skipped(block: nn.Module, prefix: str) -> dict[str, str]:
     """Matrices of a block that are not linear layers, with the reason; fused experts are refused."""
     skipped = {}
     for module_name, module in block.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
+        if is_linear(module):
             continue
         for name, parameter in module.named_parameters(prefix=f"{prefix}.{module_name}".rstrip("."), recurse=False):
             if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
@@ -214,6 +222,11 @@ def fingerprint(model: nn.Module) -> str:
 def input_device(model: nn.Module) -> torch.device:
     """Where token ids have to be."""
     return next(model.parameters()).device
+
+
+def config_text(model: Any) -> str:
+    """The model's configuration, as JSON."""
+    return model.config.to_json_string()
 
 
 def vocabulary_size(model: Any) -> int:

@@ -84,26 +84,41 @@ def walk_blocks(
         finish(index, _forward(source.model, tokens_BL).logits)
 
     def stop(block: nn.Module, args: tuple[Any, ...]) -> None:
-        if batch := by_greenlet.get(getcurrent()):
-            batch.stop(None)
+        batch = by_greenlet.get(getcurrent())
+        if batch is None:
+            return
+        if batch.position >= len(source.blocks) or source.blocks[batch.position] is not block:
+            raise _out_of_order(block)
+        batch.position += 1
+        batch.stop(None)
 
     waiting = [_Batch(partial(forward, index, tokens_BL)) for index, tokens_BL in enumerate(batches)]
     by_greenlet = {batch.greenlet: batch for batch in waiting}
-    hooks = [block.register_forward_pre_hook(stop) for block in source.blocks]
+    hooks = [block.register_forward_pre_hook(stop) for block in dict.fromkeys(source.blocks)]
     try:
         for batch in waiting:
             batch.run()  # to the first block
-        for index in range(len(source.blocks)):
+        for index, block in enumerate(source.blocks):
             source.load(index)
             yield index
             for batch in waiting:
                 batch.run()
+                if batch.position <= index or batch.greenlet.dead != (index == len(source.blocks) - 1):
+                    raise _out_of_order(block)
             source.release(index)
     finally:
         for hook in hooks:
             hook.remove()
         for batch in waiting:
             batch.close()
+
+
+def _out_of_order(block: nn.Module) -> AutopruneError:
+    return AutopruneError(
+        "the blocks are not run once each, in order, so one-shot trials would not mask what runs",
+        where=type(block).__name__,
+        remedy="use --allocation uniform, sdsa, atp, owl, dlp or alpha",
+    )
 
 
 def _forward(model: nn.Module, tokens_BL: Tensor) -> Any:
@@ -122,6 +137,7 @@ class _Batch:
         self.at: Linear | None = None
         self.inputs: InputStatistics | None = None
         self.complete = False
+        self.position = 0  # blocks entered, where `walk_blocks` runs it
         self.entered: list[tuple[Tensor, int]] = []
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self.driver = getcurrent()

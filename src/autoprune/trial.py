@@ -22,12 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from autoprune.errors import AutopruneError
 from autoprune.language import interpret
 from autoprune.language.program import Tape
-from autoprune.models import BlockSource, Linear, all_linears, input_device, vocabulary_size
+from autoprune.models import BlockSource, Linear, all_linears, input_device, is_linear, vocabulary_size
 from autoprune.sparsity import Target, zero_pruned_
 from autoprune.stream import MICRO_BATCH_TOKENS, micro_batches, walk, walk_blocks
 
-_LEVELS = 256
+_LEVELS = 255  # ranks and thresholds both fit one byte
 _TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
+_WORST = 1e3  # nats a token, also for outputs that are not finite
 _TOKENS_AT_ONCE = 256
 _LOGITS_AT_ONCE = 1 << 27  # logits of one micro-batch
 _BAND = 0.1  # width, in sparsity, of the band of weights on either side of the threshold whose worth is measured
@@ -35,8 +36,8 @@ _BAND = 0.1  # width, in sparsity, of the band of weights on either side of the 
 
 @dataclass(frozen=True)
 class Dense:
-    """What one run of the unpruned model leaves: norms of the inputs (1, C), and ranks of the scores as bytes (R, C),
-    both by name of the linear layer."""
+    """What one run of the unpruned model leaves, by name of the linear layer: norms of the inputs (1, C), where a token
+    reached it, and ranks of the scores as bytes (R, C)."""
 
     norms: dict[str, Tensor] = field(default_factory=dict)
     ranks: dict[str, Tensor] = field(default_factory=dict)
@@ -58,7 +59,7 @@ def observe(
     dense = Dense()
     for visit in walk(source, batches, collects=collects, propagation="dense"):
         linear = visit.linear
-        if norms:
+        if norms and visit.inputs.tokens:  # what no token reached has no norm
             dense.norms[linear.name] = visit.inputs.input_norm.clone()
         if score and target:
             score_RC = interpret(score, visit.statistics(score.statistics))
@@ -101,6 +102,7 @@ class Trial:
         self.device = device = input_device(source.model)
         self.linears = all_linears(source)
         self.size_N = np.array([linear.shape[0] * linear.shape[1] for linear in self.linears], dtype=np.float64)
+        self._used_by = [_linears_used(block, self.linears) for block in source.blocks]
         self.levels_N = [min(_lines(linear.shape, target, compare)[1], _LEVELS) for linear in self.linears]
         # Two micro-batches at least, so that half of the text can be had, and not too many logits at once.
         vocabulary = vocabulary_size(source.model)
@@ -127,7 +129,7 @@ class Trial:
         try:
             for block in steps:
                 _restore(masked)
-                for linear in self.source.linears(block):
+                for linear in self._used_by[block]:
                     if threshold[linear]:
                         masked[linear] = linear.parameter.data
                         linear.parameter.data = masked[linear].clone()
@@ -135,7 +137,8 @@ class Trial:
         finally:
             steps.close()
             _restore(masked)
-        return sum(divergence) / sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in used)
+        damage = sum(divergence) / _scored(used)
+        return min(damage, _WORST) if np.isfinite(damage) else _WORST
 
     def marginal_damage(self, sparsity_N: np.ndarray | Sequence[float], batches: int | None = None) -> np.ndarray:
         """Derivative of `damage` by the sparsity of each linear layer: float64 (N,), by one backward pass.
@@ -145,17 +148,18 @@ class Trial:
         output in the backward pass with what the band would add to it.
         """
         used = self.batches[:batches]
-        tokens = sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in used)
         thresholds = self._thresholds(sparsity_N)
         gates = [torch.zeros((), requires_grad=True, device=self.device) for _ in self.linears]
-        widths = []
+        widths, users = [], _users(self.source.model)
         with _replaced(self.source.model) as replace:
             for linear, gate, threshold, levels in zip(self.linears, gates, thresholds, self.levels_N, strict=True):
                 half = max(1, round(_BAND * levels))
                 low, high = max(threshold - half, 0), min(threshold + half, levels)
                 widths.append((high - low) / levels)
-                replace(linear.module, _Gated(linear, self.ranks[linear.name], threshold, low, high, gate))
-            for block in self.source.blocks:
+                for module in users[linear.parameter]:
+                    same = Linear(linear.name, module, linear.block)  # with its own bias, if the weight is shared
+                    replace(module, _Gated(same, self.ranks[linear.name], threshold, low, high, gate))
+            for block in set(self.source.blocks):
                 replace(block, _Checkpointed(block.forward))
             for index, tokens_BL in enumerate(used):
                 with torch.enable_grad():
@@ -163,7 +167,11 @@ class Trial:
                     logits_BLV.backward(self._divergence_gradient(index, logits_BLV.detach()))
                 del logits_BLV
         slopes = [0.0 if gate.grad is None else float(gate.grad) for gate in gates]
-        return -np.array(slopes) / np.array(widths) / tokens
+        if not np.isfinite(slopes).all():
+            raise AutopruneError(
+                "the backward pass is not finite", where=type(self.source.model).__name__, remedy="try --dtype float32"
+            )
+        return -np.array(slopes) / np.array(widths) / _scored(used)
 
     def _thresholds(self, sparsity_N: np.ndarray | Sequence[float]) -> list[int]:
         """Ranks below which weights go. What rounding takes from one layer it gives to the next, so that the whole
@@ -181,6 +189,12 @@ class Trial:
         tokens, logs = [], []
         for logits_TV in _parts(logits_BLV):
             log_TV = logits_TV.float().log_softmax(-1)
+            if not torch.isfinite(log_TV).all():
+                raise AutopruneError(
+                    "the logits of the unpruned model are not finite",
+                    where=type(self.source.model).__name__,
+                    remedy="try --dtype float32",
+                )
             top = log_TV.topk(min(_TOP, log_TV.shape[-1]), dim=-1)
             tokens.append(top.indices.to(torch.int32))
             logs.append(top.values)
@@ -216,6 +230,26 @@ class Trial:
             yield logits_TV.float(), tokens.long(), logs
 
 
+def _scored(batches: Sequence[Tensor]) -> int:
+    """Number of positions with a next token."""
+    return sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in batches)
+
+
+def _users(model: nn.Module) -> dict[Tensor, list[nn.Module]]:
+    """The linear modules that use each weight: several, where weights are shared."""
+    users: dict[Tensor, list[nn.Module]] = {}
+    for module in model.modules():
+        if is_linear(module):
+            users.setdefault(Linear("", module, 0).parameter, []).append(module)
+    return users
+
+
+def _linears_used(block: nn.Module, linears: Sequence[Linear]) -> list[Linear]:
+    """The linear layers whose weights a block uses, also those it shares with an earlier block."""
+    used = _users(block)
+    return [linear for linear in linears if linear.parameter in used]
+
+
 def _parts(logits_BLV: Tensor) -> tuple[Tensor, ...]:
     """The logits of all positions with a next token, a few positions at a time."""
     return logits_BLV[:, :-1].flatten(0, 1).split(_TOKENS_AT_ONCE)
@@ -242,9 +276,12 @@ class _Gated:
     def __call__(self, x: Tensor) -> Tensor:
         weight_RC, ranks_RC = self.linear.weight_RC, self.ranks_RC
         kept_RC = weight_RC * (ranks_RC >= self.threshold)
-        band_RC = weight_RC * ((ranks_RC >= self.low) & (ranks_RC < self.high))
-        band = nn.functional.linear(x.detach(), band_RC)
-        return nn.functional.linear(x, kept_RC, self.linear.bias) + self.gate.to(band.dtype) * band
+        y = self.linear.compute(x, kept_RC)
+        with torch.no_grad():
+            band_RC = weight_RC * ((ranks_RC >= self.low) & (ranks_RC < self.high))
+            band = self.linear.compute(x, band_RC, bias=False)
+        # In float32, since the gate's gradient sums over all tokens.
+        return y + (self.gate * band.float()).to(y.dtype)
 
 
 class _Checkpointed:
@@ -260,11 +297,11 @@ class _Checkpointed:
 @contextmanager
 def _replaced(model: nn.Module) -> Iterator[Callable[[nn.Module, Callable[..., Any]], None]]:
     """Gives a function that replaces a module's forward. At the end all is as it was; no parameter gets a gradient."""
-    own: list[tuple[nn.Module, Any]] = []
+    own: dict[nn.Module, Any] = {}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-        own.append((module, module.__dict__.get("forward")))
+        own.setdefault(module, module.__dict__.get("forward"))
         module.__dict__["forward"] = forward
 
     for parameter in trainable:
@@ -272,8 +309,8 @@ def _replaced(model: nn.Module) -> Iterator[Callable[[nn.Module, Callable[..., A
     try:
         yield replace
     finally:
-        for module, forward in own:
-            del module.__dict__["forward"]
+        for module, forward in own.items():
+            module.__dict__.pop("forward", None)
             if forward is not None:
                 module.__dict__["forward"] = forward
         for parameter in trainable:
