@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import autoprune
 from autoprune import algorithms
+from autoprune.allocate import shares
+from autoprune.allocation import Allocation
 from autoprune.data import token_sequences
 from autoprune.evaluate import evaluate_tokens
 from autoprune.language import reference
-from autoprune.models import InMemoryBlocks, OpenModel, open_model
-from autoprune.prune import all_linears
+from autoprune.measurements import Measurements
+from autoprune.models import InMemoryBlocks, OpenModel, all_linears, open_model
+from autoprune.sparsity import Target
 
 
 def installed(*packages: str) -> bool:
@@ -126,6 +129,20 @@ def test_wanda_stays_closer_to_the_dense_model_than_magnitude(wanda: Any, magnit
         return comparison.kl_nats_per_token
 
     assert 0 < divergence(wanda) < divergence(magnitude) < math.inf
+
+
+def test_sharing_out_by_skewness_and_by_measurement_helps(dense: OpenModel, calibration: str):
+    """One-shot masks at 70 %: SDSA is better than uniform, its reverse worse; so is a step by what weights cost."""
+    tokens_BL = token_sequences(calibration, dense.tokenizer, sequences=8, length=128)
+    source, wanda = InMemoryBlocks(dense.model), algorithms.load("wanda").require("score")
+    measurements = Measurements(source, wanda, "row", Target.of(0.7), tokens_BL, judge=True)
+    damage = {}
+    for name in ("uniform", "sdsa", "sdsa-reversed", "marginal"):
+        allocation = Allocation.named(name) if name == "uniform" else Allocation.of(algorithms.load(name))
+        found = shares(allocation, measurements)
+        damage[name] = measurements.trial.damage(measurements.per_linear(found.sparsity_L, found.granularity))
+    assert damage["sdsa"] < 0.9 * damage["uniform"] < damage["uniform"] < damage["sdsa-reversed"]
+    assert damage["marginal"] < 0.9 * damage["uniform"]
 
 
 @pytest.mark.skipif(not WIKITEXT.is_file(), reason=f"{WIKITEXT} is not here")
