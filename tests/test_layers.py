@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
         "statistics",
         "distribution",
         "layer_statistics",
+        "solvers",
         "models",
         "data",
         "generate",

@@ -265,3 +265,16 @@ def test_inputs_that_are_not_finite_end(value: float, monkeypatch: pytest.Monkey
         stream(input_TC).inverse_gram_diagonal  # noqa: B018
     except AutopruneError as error:
         assert error.remedy  # noqa: PT017
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_gram_matrix_sums_in_float32_whatever_its_inputs(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    input_TC = (torch.randn(9000, 40, generator=generator) + 0.5).to(dtype)
+    statistics = InputStatistics({"gram"}, 40, torch.device("cpu"))
+    precision = torch.get_float32_matmul_precision()
+    for part_TC in input_TC.split(5000):
+        statistics.add(part_TC)
+    assert torch.get_float32_matmul_precision() == precision
+    x = input_TC.double()
+    torch.testing.assert_close(statistics.gram.double(), x.T @ x / len(x), rtol=1e-5, atol=1e-5)

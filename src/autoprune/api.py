@@ -64,6 +64,7 @@ class PruneReport:
     allocation: dict[str, Any]
     target: str
     compare: str
+    update: str
     requested: int
     zeros: int
     weights: int
@@ -96,6 +97,7 @@ def prune(
     sparsity: float | None = None,
     pattern: str | None = None,
     compare: str | None = None,
+    update: str | None = None,
     allocation: str | Path | Program | None = None,
     granularity: str | None = None,
     strength: float | None = None,
@@ -116,7 +118,8 @@ def prune(
 
     `model` is a hub id, a folder, a .gguf file or "demo", or a live transformers model (then with its `tokenizer`;
     `dtype` and `device` are left as they are). Give `sparsity` in [0, 1) or `pattern` n:m (n kept of m).
-    `algorithm` is a library name, a program file or a Program; `compare` overrides its group, "row" or "layer".
+    `algorithm` is a library name, a program file or a Program; `compare` overrides its group, "row" or "layer",
+    and `update` what happens to the weights that stay, "none" or "least_squares".
     `allocation` says how layers share out the sparsity: "uniform", "sensitivity", "auto", or a program that defines
     `allocate`; without it the algorithm's own is used, or else uniform. `granularity`, `strength`, `max_shift` and
     `temperature` override the allocation's options (see `autoprune.language.program.OPTIONS`).
@@ -131,13 +134,15 @@ def prune(
         granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
     )
     compare_by = compare or program.compare
+    update_by = update or str(program.options["update"])
     for name, value, known in (
         ("propagation", propagation, tuple(PROPAGATION)),
         ("compare", compare_by, OPTIONS["compare"].choices),
+        ("update", update_by, OPTIONS["update"].choices),
     ):
         if value not in known:
             raise AutopruneError(f"unknown {name} '{value}'", remedy=f"use {', '.join(known)}")
-    needs_text = bool(score.collects) or sharing.needs_text
+    needs_text = bool(score.collects) or update_by != "none" or sharing.needs_text
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_output(folder, force=force, inputs=local_files(model))
@@ -167,6 +172,7 @@ def prune(
             score=score,
             target=target,
             compare=compare_by,
+            update=update_by,
             propagation=propagation,
             sparsity_N=sparsity_N,
         )
@@ -198,6 +204,7 @@ def prune(
         allocation=shared,
         target=str(target),
         compare=recipe.compare,
+        update=recipe.update,
         requested=sum(layer.requested for layer in layers),
         zeros=sum(layer.zeros for layer in layers),
         weights=total,

@@ -156,6 +156,9 @@ def cli(context: click.Context) -> None:
 @click.option("--pattern", help="n:m, n weights kept of m consecutive inputs, as 2:4.")
 @click.option("--compare", help="row or layer: where weights compete, instead of the algorithm's own choice.")
 @click.option(
+    "--update", help="none or least_squares: what happens to weights that stay.  [default: the algorithm's own]"
+)
+@click.option(
     "--allocation",
     help="How layers share out the sparsity: uniform, sensitivity (equal marginal damage of layers pruned alone), auto "
     "(the best by measurement, at most three times the time of the prune), a library name (sdsa, owl, dlp, alpha, atp, "
@@ -207,6 +210,8 @@ def _print_prune(report: PruneReport) -> None:
     print(f"{report.zeros:,} of {report.weights:,} weights in {len(report.layers)} layers are zero")
     print(f"sparsity   {report.sparsity:.4%} (requested {report.requested / report.weights:.4%}, {report.target})")
     print(f"algorithm  {report.algorithm['name']} ({report.algorithm['hash']}), compared by {report.compare}")
+    if report.update != "none":
+        print(f"update     {report.update} of the weights that stay")
     if len(report.allocation) > 1:
         shares = [layer.requested / (layer.shape[0] * layer.shape[1]) for layer in report.layers]
         chosen = f" ({report.allocation['chosen']})" if "chosen" in report.allocation else ""

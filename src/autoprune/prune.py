@@ -13,13 +13,15 @@ from autoprune.errors import AutopruneError
 from autoprune.language import interpret
 from autoprune.language.program import Tape
 from autoprune.models import BlockSource, all_linears, input_device
+from autoprune.solvers import least_squares
 from autoprune.sparsity import Target, count_zeros, keep_mask, zero_pruned_
 from autoprune.stream import micro_batches, walk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to do: how weights are scored, how many go, and which inputs a layer is judged by (stream.PROPAGATION).
+    """What to do: how weights are scored, how many go, what becomes of the others (solvers.UPDATES), and which inputs a
+    layer is judged by (stream.PROPAGATION).
 
     `sparsity_N` is the share of its weights each linear layer loses, in the order of `all_linears`; None gives all the
     target's.
@@ -28,6 +30,7 @@ class Recipe:
     score: Tape
     target: Target
     compare: str
+    update: str = "none"
     propagation: str = "one_pass"
     sparsity_N: Sequence[float] | None = None
     micro_batch_tokens: int | None = None
@@ -58,12 +61,15 @@ def prune_blocks(
         batches = micro_batches(tokens_BL, input_device(source.model), recipe.micro_batch_tokens)
 
     pruned = []
-    for visit in walk(source, batches, collects=score.collects, propagation=recipe.propagation):
+    collects = score.collects | ({"gram"} if recipe.update != "none" else set())
+    for visit in walk(source, batches, collects=collects, propagation=recipe.propagation):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
         score_RC = interpret(score, visit.statistics(score.statistics))
         if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
             raise AutopruneError("the score is not finite", where=linear.name, remedy="check the program and the text")
         keep_RC = keep_mask(score_RC, target, count_of[linear], recipe.compare)
+        if recipe.update == "least_squares":
+            weight_RC.copy_(least_squares(weight_RC, keep_RC, visit.inputs.gram))
         zero_pruned_(weight_RC, keep_RC)
         pruned.append(
             PrunedLayer(

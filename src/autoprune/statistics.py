@@ -6,7 +6,8 @@ Vector sums are kept in float64 (float32 where the device has no float64), the G
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -17,6 +18,22 @@ DAMPING = 0.01
 
 _CHUNK = 1 << 18
 """Elements converted to float32 at a time: what stays in a core's cache, and never a copy of a whole batch."""
+
+
+_GRAM_TOKENS = 4096  # in one matrix product
+
+
+@contextmanager
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Let products of bfloat16 values run on bfloat16 units, three times as fast: sums are float32 all the same, so
+    nothing is lost."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class InputStatistics:
@@ -55,9 +72,11 @@ class InputStatistics:
             if self._max_C is not None:
                 largest_C = torch.linalg.vector_norm(x_TC, torch.inf, dim=0).to(torch.float32)
                 torch.maximum(self._max_C, largest_C, out=self._max_C)
-            if self._gram_CC is not None:
-                x_TC = x_TC.float()
-                self._gram_CC.addmm_(x_TC.T, x_TC)
+        if self._gram_CC is not None:
+            with _exact_products(input_TC.dtype):
+                for part_TC in input_TC.split(_GRAM_TOKENS):
+                    x_TC = part_TC.float()
+                    self._gram_CC.addmm_(x_TC.T, x_TC)
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
         """A statistic of `autoprune.language.STATISTICS` for one layer: float32, two-dimensional."""

@@ -51,6 +51,12 @@ _OPTION_ROWS = [
         doc="where weights compete: every output row loses the same share, or one threshold holds for the matrix",
     ),
     Option(
+        name="update",
+        function="score",
+        choices=("none", "least_squares"),
+        doc="what happens to the weights that stay: nothing, or the least squares solution for the layer's output",
+    ),
+    Option(
         name="granularity",
         function="allocate",
         choices=("block", "linear"),
