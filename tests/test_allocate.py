@@ -14,7 +14,7 @@ import pytest
 
 import autoprune
 import tiny
-from autoprune import algorithms
+from autoprune import algorithms, auto
 from autoprune.allocate import preference, shares
 from autoprune.allocation import NOT_PROGRAMS, Allocation, bounds, counts, project
 from autoprune.auto import choose
@@ -353,21 +353,25 @@ def test_marginal_evens_out_what_weights_cost():
 
 @pytest.mark.parametrize("propagation", ["one_pass", "block"])
 @pytest.mark.parametrize("tokens", [(8, 24), (64, 96), (512, 96)])
-def test_auto_tries_more_the_more_text_there_is(propagation: str, tokens: tuple[int, int]):
+def test_auto_tries_more_the_more_text_there_is(
+    propagation: str, tokens: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(auto, "BUDGET", 40.0)  # the head of a tiny model costs many times its blocks
     source = InMemoryBlocks(tiny.model())
     measurements = Measurements(source, WANDA, "row", Target.of(0.6), tiny.tokens(*tokens), judge=True)
     choice = choose(measurements, Allocation.named("auto"), None, propagation)
     names = {row["allocation"] for row in choice.tried}
-    assert {"uniform", "sdsa, strength 0.2, by block", "atp, strength 0.2, by block"} <= names
+    assert "uniform" in names
+    assert len(names) > 1
     if tokens[0] == 512:
+        assert {"sdsa, strength 0.2, by block", "atp, strength 0.2, by block"} <= names
         assert any(name.endswith("downhill") for name in names)
-        assert len(names) > (4 if propagation == "block" else 3)
 
 
 def test_auto_keeps_to_the_shift_and_granularity_it_was_given():
     measurements = measured(tiny.model(), Target.of(0.6))
-    auto = Allocation.named("auto").with_options(max_shift=0.01, granularity="block")
-    choice = choose(measurements, auto, None, "block")
+    narrow = Allocation.named("auto").with_options(max_shift=0.01, granularity="block")
+    choice = choose(measurements, narrow, None, "block")
     assert np.abs(choice.sparsity_N - 0.6).max() < 0.02
     assert all("by linear" not in row["allocation"] for row in choice.tried)
 
@@ -407,7 +411,8 @@ def test_auto_is_deterministic_and_leaves_the_model_alone():
     assert first.tried == second.tried
 
 
-def test_auto_goes_downhill_where_one_layer_matters():
+def test_auto_goes_downhill_where_one_layer_matters(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(auto, "BUDGET", 12.0)
     model = tiny.model(num_hidden_layers=3)
     for linear in all_linears(InMemoryBlocks(model)):
         if linear.block != 1:
@@ -424,11 +429,11 @@ def test_auto_goes_downhill_where_one_layer_matters():
 
 def test_auto_tries_the_programs_own_allocation_first():
     own = Allocation.of(read_program(BOTH, name="both"))
-    measurements = measured(tiny.model(), Target.of(0.5))
-    choice = choose(measurements, Allocation.named("auto"), own, "one_pass")
-    names = [row["allocation"] for row in choice.tried]
-    assert names[0] == "both, strength 0.3, by block"
-    assert any(name.startswith("sdsa") for name in names)
+    for tokens in ((8, 24), (64, 96), (512, 96)):
+        source = InMemoryBlocks(tiny.model())
+        measurements = Measurements(source, WANDA, "row", Target.of(0.5), tiny.tokens(*tokens), judge=True)
+        choice = choose(measurements, Allocation.named("auto"), own, "one_pass")
+        assert choice.tried[0]["allocation"] == "both, strength 0.3, by block"
 
 
 def test_what_auto_tried_is_written_beside_the_model(text: str, tmp_path: Path):

@@ -23,6 +23,7 @@ from autoprune.allocate import preference, shares
 from autoprune.allocation import UNIFORM, Allocation, counts, project
 from autoprune.language.statistics import SENSITIVITY
 from autoprune.measurements import Measurements
+from autoprune.models import head_shape
 
 CANDIDATES: tuple[tuple[str, dict[str, float]], ...] = (
     ("sdsa", {}),
@@ -36,7 +37,7 @@ CANDIDATES: tuple[tuple[str, dict[str, float]], ...] = (
     ("dlp", {}),
 )
 """Library allocations that cost next to nothing to compute, some with other options than their own, in the order tried:
-as many as the budget allows, and two at least."""
+as many as the budget allows."""
 
 FIRST_STEP = 0.06
 """Sparsity a layer gives up in the first step for each factor e by which its marginal damage is above the median: where
@@ -45,12 +46,14 @@ damage grows by e with every 6 % of sparsity, that makes the marginal damage of 
 _SHORTENING = 0.7  # the next step after one that was better
 _RETRY = 0.4  # the second step from a place, where the first was not better
 
-# Costs in forwards of one token through the model. A prune's: what the forward of its tokens costs by propagation, and
-# scoring and selecting weights; a trial's: the forward and masking; a backward pass with its recomputed forward.
-_PRUNE_COST = {"one_pass": 1.3, "block": 2.05, "dense": 1.3}
-_SELECTION, _RANKING, _MASKING, _BACKWARD = 3000, 7000, 700, 6.0
-_TRIAL = 1.3
-BUDGET = 2.0
+# Costs in forwards of one token through the blocks. Of a prune: the forward of its tokens, by propagation; scoring and
+# selecting weights. Of a trial: a forward in smaller batches, masking, and the head with its softmax, which reads each
+# logit several times (as long as it takes to multiply by a thousand weights). Of a step: a backward pass that computes
+# the blocks again.
+_PRUNE = {"one_pass": 1.3, "block": 2.05, "dense": 1.3}
+_SELECTION, _RANKING, _MASKING = 3000, 7000, 700
+_TRIAL, _BACKWARD, _SOFTMAX_WEIGHTS = 1.2, 6.0, 1000
+BUDGET = 2.3
 """Prunes that the choice may cost; the rest of the three that are promised is for slower machines."""
 _SHARE_OF_CANDIDATES = 0.2  # of what is left after the dense pass
 
@@ -85,9 +88,11 @@ class _Search:
         self.measurements, self.auto, self.own, self.trial = measurements, auto, own, measurements.trial
         self.half = max(1, len(self.trial.batches) // 2)
         self.tried: list[dict[str, Any]] = []
+        vocabulary, width = head_shape(measurements.source.model)
+        self.head = vocabulary * (width + _SOFTMAX_WEIGHTS) / measurements.weights
         seen, held = measurements.observed_tokens, self._tokens(None)
-        budget = BUDGET * (_PRUNE_COST[propagation] * (seen + held) + _SELECTION)
-        self.left = self.total = budget - seen - _RANKING - _TRIAL * held
+        budget = BUDGET * (_PRUNE[propagation] * (seen + held) + _SELECTION)
+        self.left = self.total = budget - seen - _RANKING - self._cost(None)
         measurements.progress.stage("choosing an allocation", max(self.total, 1))
 
     def run(self) -> Choice:
@@ -102,13 +107,23 @@ class _Search:
         """Successive halving: all on half of the tokens, the better half of them on all; uniform in both."""
         measurements = self.measurements
         uniform = _Candidate(UNIFORM, np.full(len(measurements.linears), float(measurements.target.fraction)))
-        affordable = int(_SHARE_OF_CANDIDATES * self.left / (self._cost(self.half) + self._cost(None) / 2))
-        known = [self._candidate(allocation) for allocation in self._known()[: max(affordable, 2)]]
+        known = [self._candidate(allocation) for allocation in self._known()[: self._affordable()]]
         ranked = sorted(known, key=lambda candidate: self._damage(candidate, self.half))
         return min(
             (self._judged(candidate) for candidate in (uniform, *ranked[: (len(ranked) + 1) // 2])),
             key=lambda candidate: candidate.damage,
         )
+
+    def _affordable(self) -> int:
+        """How many known allocations to try: a step downhill is worth more than two of them, so where only one of both
+        can be had it comes first; where not even that, they cost least."""
+        each = self._cost(self.half) + self._cost(None) / 2
+        left = self.left - self._cost(None)  # for uniform
+        if left < self._downhill_cost():
+            return 2
+        if left < self._downhill_cost() + 2 * each:
+            return 1 if self.own else 0
+        return max(2, int(_SHARE_OF_CANDIDATES * left / each))
 
     def _known(self) -> list[Allocation]:
         """The program's own allocation, unless it is too dear to compute, and those of the library."""
@@ -137,7 +152,7 @@ class _Search:
         """A step from `start` that is better, and how long it was; `start` and 0 where neither of two was."""
         measurements, granularity = self.measurements, self.auto.granularity
         slope_L = measurements.marginal_damage(start.sparsity_N, granularity, self.half)
-        self._spend(_BACKWARD * self._tokens(self.half) + _MASKING)
+        self._spend(self._backward_cost())
         program = Allocation.of(algorithms.load("marginal"))
         direction_L = preference(program, {"marginal_damage": slope_L}, float(measurements.target.fraction))
         direction_N = measurements.per_linear(direction_L, granularity)
@@ -170,8 +185,11 @@ class _Search:
         return sum(tokens_BL.numel() for tokens_BL in self.trial.batches[:batches])
 
     def _cost(self, batches: int | None) -> float:
-        return _TRIAL * self._tokens(batches) + _MASKING
+        return (_TRIAL + self.head) * self._tokens(batches) + _MASKING
+
+    def _backward_cost(self) -> float:
+        return (_BACKWARD + 2 * self.head) * self._tokens(self.half) + _MASKING
 
     def _downhill_cost(self) -> float:
         """Of a backward pass and one trial at least."""
-        return _BACKWARD * self._tokens(self.half) + _MASKING + self._cost(None)
+        return self._backward_cost() + self._cost(None)

@@ -234,6 +234,13 @@ def vocabulary_size(model: Any) -> int:
     return model.get_input_embeddings().num_embeddings
 
 
+def head_shape(model: Any) -> tuple[int, int]:
+    """Tokens by width of the matrix that makes logits."""
+    head = model.get_output_embeddings()
+    weight = head.weight if head is not None else model.get_input_embeddings().weight
+    return weight.shape[0], weight.shape[1]
+
+
 def context_length(model: Any) -> int | None:
     """The number of positions the model was made for, if its config says."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
