@@ -25,9 +25,9 @@ the same result: every case outside an operator's domain has the value stated as
 """
 
 ALLOCATING = """What `allocate` returns is multiplied by `strength` and shifted by one constant for all layers, found
-such that after clipping to the model's sparsity ± `max_shift` the mean, weighted by size, is exactly the sparsity that
-was asked for. No layer keeps less than a tenth of its fair share, and with n:m at least one of each group. A statistic
-that a layer does not have (the skewness of equal weights, the spectrum of zeros) is taken as the mean of the others.
+such that after clipping to the model's sparsity ± `max_shift` (and to what `least_kept` and n:m leave) the mean,
+weighted by size, is exactly the sparsity that was asked for. A statistic that a layer does not have (the skewness of
+equal weights, the spectrum of zeros) is taken as the mean of the others.
 """
 
 

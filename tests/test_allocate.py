@@ -332,9 +332,9 @@ def test_the_library_follows_the_papers(name: str, sparsity: float):
     assert allocation.tape
     named = {key: value for key, value in values.items() if key in allocation.tape.statistics}
     wanted_L = allocation.strength * preference(allocation, named, sparsity)
-    found_L = project(wanted_L, SIZES, Target.of(sparsity), allocation.max_shift)
+    found_L = project(wanted_L, SIZES, Target.of(sparsity), allocation.max_shift, allocation.least_kept)
     expected_L = formula(values_L, sparsity)
-    low, high = bounds(Target.of(sparsity), allocation.max_shift)
+    low, high = bounds(Target.of(sparsity), allocation.max_shift, allocation.least_kept)
     assert low <= expected_L.min()
     assert expected_L.max() <= high
     np.testing.assert_allclose(found_L, expected_L, atol=1e-6)

@@ -63,7 +63,7 @@ def test_equal_preferences_are_uniform(target: Target, max_shift: float, layers:
 def test_bounds_hold_the_target_and_empty_no_layer(target: Target, max_shift: float):
     low, high = bounds(target, max_shift)
     assert 0 <= low <= float(target.fraction) <= high
-    assert 1 - high >= 0.1 * (1 - float(target.fraction)) - 1e-12
+    assert 1 - high >= 0.5 * (1 - float(target.fraction)) - 1e-12
     if target.group > 1:
         assert high <= max(1 - 1 / target.group, float(target.fraction)) + 1e-12
 

@@ -42,7 +42,7 @@ def shares(allocation: Allocation, measurements: Measurements) -> Shares:
     assert allocation.tape
     values = measurements.statistics(allocation.tape.statistics, granularity)
     preference_L = allocation.strength * preference(allocation, values, float(target.fraction))
-    sparsity_L = project(preference_L, size_L, target, allocation.max_shift)
+    sparsity_L = project(preference_L, size_L, target, allocation.max_shift, allocation.least_kept)
     return Shares(granularity=granularity, sparsity_L=sparsity_L, statistics=values)
 
 

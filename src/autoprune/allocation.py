@@ -22,7 +22,6 @@ NOT_PROGRAMS = (UNIFORM, SENSITIVITY, AUTO)
 """Allocations that are not programs: all the same; equal marginal damage; the best by measurement."""
 
 
-_LEAST_KEPT = 0.1
 _SHARED = ("granularity", "max_shift")  # options of allocations that are not programs
 
 
@@ -37,6 +36,7 @@ class Allocation:
     granularity: str = "block"
     strength: float = 1.0
     max_shift: float = 0.15
+    least_kept: float = 0.5
     temperature: float = 1.0
 
     @classmethod
@@ -58,7 +58,7 @@ class Allocation:
         used = () if self.name == UNIFORM else _SHARED
         if self.tape:
             named = "temperature" in self.tape.statistics
-            used = (*_SHARED, "strength", "temperature") if named else (*_SHARED, "strength")
+            used = tuple(name for name in OPTIONS if name != "temperature" or named)
         for name, value in given.items():
             if name not in used:
                 raise AutopruneError(
@@ -81,16 +81,18 @@ class Allocation:
         return self.needs_judge or bool(self.tape and statistics.SALIENCY in self.tape.collects)
 
 
-def bounds(target: Target, max_shift: float) -> tuple[float, float]:
-    """Least and greatest sparsity of a layer: `max_shift` around the model's; none keeps less than a tenth of its fair
-    share, so that none is emptied; and an n:m target keeps at least one of each group."""
+def bounds(target: Target, max_shift: float, least_kept: float = 0.5) -> tuple[float, float]:
+    """Least and greatest sparsity of a layer: `max_shift` around the model's; none keeps less than `least_kept` of its
+    fair share; and an n:m target keeps at least one of each group."""
     sparsity = float(target.fraction)
-    fair = 1 - _LEAST_KEPT * (1 - sparsity)
+    fair = 1 - least_kept * (1 - sparsity)
     most = 1 - 1 / target.group if target.group else 1.0
     return max(0.0, sparsity - max_shift), max(sparsity, min(sparsity + max_shift, fair, most))
 
 
-def project(preference_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float) -> np.ndarray:
+def project(
+    preference_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float, least_kept: float = 0.5
+) -> np.ndarray:
     """Sparsities (L,), float64: the preferences shifted by one constant and clipped to `bounds`, with the target's
     sparsity as their mean, weighted by `size_L`."""
     preference_L = np.asarray(preference_L, dtype=np.float64)
@@ -98,7 +100,7 @@ def project(preference_L: np.ndarray, size_L: np.ndarray, target: Target, max_sh
     order = np.argsort(preference_L, kind="stable")
     wanted_L = np.zeros(len(order))
     wanted_L[order[1:]] = np.minimum(np.diff(preference_L[order]), 2.0).cumsum()
-    return _balanced(wanted_L, np.ones(len(order)), size_L, target, max_shift)
+    return _balanced(wanted_L, np.ones(len(order)), size_L, target, bounds(target, max_shift, least_kept))
 
 
 def equal_marginal_damage(
@@ -110,18 +112,18 @@ def equal_marginal_damage(
     weight at s = (log(size) - log(slope) - log_damage + c) / slope: Lagrange's condition, clipped to `bounds`.
     """
     wanted_L = (np.log(size_L / np.mean(size_L)) - np.log(slope_L) - log_damage_L) / slope_L
-    return _balanced(wanted_L, 1 / slope_L, size_L, target, max_shift)
+    return _balanced(wanted_L, 1 / slope_L, size_L, target, bounds(target, max_shift))
 
 
 def _balanced(
-    wanted_L: np.ndarray, step_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float
+    wanted_L: np.ndarray, step_L: np.ndarray, size_L: np.ndarray, target: Target, within: tuple[float, float]
 ) -> np.ndarray:
-    """`wanted + c * step` clipped to `bounds`, with the c that makes the weighted mean exact.
+    """`wanted + c * step` clipped to the bounds `within`, with the c that makes the weighted mean exact.
 
     The mean grows with c from the lower to the upper bound, and the target lies between them, so bisection finds c.
     """
     assert np.isfinite(wanted_L).all()
-    low, high = bounds(target, max_shift)
+    low, high = within
     share_L = np.asarray(size_L, dtype=np.float64) / np.sum(size_L)
     below, above = float(((low - wanted_L) / step_L).min()), float(((high - wanted_L) / step_L).max())
     while (middle := (below + above) / 2) not in (below, above):

@@ -344,7 +344,7 @@ def _shares(
     record: dict[str, Any] = {"name": allocation.name}
     if allocation.name == UNIFORM or target.fraction == 0:  # nothing to share out
         return None, record
-    record |= {"granularity": allocation.granularity, "max_shift": allocation.max_shift}
+    record |= {name: getattr(allocation, name) for name in ("granularity", "max_shift", "least_kept")}
     if allocation.tape:
         record |= {name: getattr(allocation, name) for name in ("strength", "temperature", "digest", "text")}
     measurements = Measurements(

@@ -79,6 +79,14 @@ _OPTION_ROWS = [
         doc="no layer's sparsity is further from the model's than this",
     ),
     Option(
+        name="least_kept",
+        function="allocate",
+        default_number=0.5,
+        low=0.1,
+        high=1.0,
+        doc="every layer keeps at least this share of what it would keep if all lost the same",
+    ),
+    Option(
         name="temperature",
         function="allocate",
         default_number=1.0,
