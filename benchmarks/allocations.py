@@ -117,7 +117,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def table(path: Path) -> str:
-    """Markdown: a row per allocation, a column per sparsity, mean ± standard deviation over the seeds."""
+    """Markdown: a row per allocation, a column per sparsity; mean ± standard deviation over the seeds."""
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in map(json.loads, path.read_text("utf-8").splitlines()):
         found[row["allocation"]][row["sparsity"]].append(row["perplexity"])
@@ -132,10 +132,9 @@ def table(path: Path) -> str:
 
 
 def cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4g} ± {deviation:.2g}"
+    if len(values) < 2:
+        return f"{values[0]:.4g} (one seed)" if values else ""
+    return f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}"
 
 
 if __name__ == "__main__":
