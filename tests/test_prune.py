@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +281,7 @@ def test_a_score_that_is_not_finite_names_the_layer(text: str, monkeypatch: pyte
         calls.append(statistics)
         return interpret(tape, statistics) * (float("nan") if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(import_module("autoprune.prune"), "interpret", broken)  # autoprune.prune is the function
+    monkeypatch.setattr("autoprune.stream.interpret", broken)
     with pytest.raises(AutopruneError, match="the score is not finite") as caught:
         prune_live(tiny.model(), text, sparsity=0.5)
     assert caught.value.where == "model.layers.0.self_attn.v_proj"

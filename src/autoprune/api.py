@@ -164,7 +164,7 @@ def prune(
         progress.note(f"{program.name} reads the weights only: {calibration} is not used")
     if compare and target.group:
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
-    total = sum(linear.weight_RC.numel() for linear in all_linears(source))
+    total = sum(linear.size for linear in all_linears(source))
     with _evaluation_mode(opened.model):
         sparsity_N, shared = _shares(source, program, compare_by, target, sharing, tokens_BL, propagation, progress)
         clock.lap("allocation")

@@ -92,8 +92,8 @@ class _Search:
         self.head = vocabulary * (width + _SOFTMAX_WEIGHTS) / measurements.weights
         seen, held = measurements.observed_tokens, self._tokens(None)
         budget = BUDGET * (_PRUNE[propagation] * (seen + held) + _SELECTION)
-        self.left = self.total = budget - seen - _RANKING - self._cost(None)
-        measurements.progress.stage("choosing an allocation", max(self.total, 1))
+        self.left = budget - seen - _RANKING - self._cost(None)
+        measurements.progress.stage("choosing an allocation", max(self.left, 1))
 
     def run(self) -> Choice:
         best, step = self._best_known(), FIRST_STEP
@@ -104,7 +104,7 @@ class _Search:
         return Choice(best.name, best.sparsity_N, best.damage, self.tried)
 
     def _best_known(self) -> _Candidate:
-        """Successive halving: all on half of the tokens, the better half of them on all; uniform in both."""
+        """Successive halving: all on half of the tokens, the better half of them on all, and uniform."""
         measurements = self.measurements
         uniform = _Candidate(UNIFORM, np.full(len(measurements.linears), float(measurements.target.fraction)))
         known = [self._candidate(allocation) for allocation in self._known()[: self._affordable()]]

@@ -43,7 +43,7 @@ def group_name(group: Group) -> str:
 
 def group_sizes(groups: Sequence[Group]) -> np.ndarray:
     """Number of prunable weights of each layer: float64 (L,)."""
-    return np.array([sum(linear.shape[0] * linear.shape[1] for linear in group) for group in groups], dtype=np.float64)
+    return np.array([sum(linear.size for linear in group) for group in groups], dtype=np.float64)
 
 
 def measure(
@@ -77,7 +77,7 @@ def measure(
                 saliency.add(linear.weight_RC.float().abs() * norms[linear.name])
             if SPECTRUM in needs:
                 alphas.append(spectral_alpha(linear.weight_RC))
-            on_weights(linear.shape[0] * linear.shape[1])
+            on_weights(linear.size)
         source.release(group[0].block)
         size = group_sizes([group]).sum()
         rows.append(

@@ -77,7 +77,7 @@ class Measurements:
         self.source, self.score, self.compare, self.target = source, score, compare, target
         self.progress = progress or Silent()
         self.linears = all_linears(source)
-        self.size_N = np.array([linear.shape[0] * linear.shape[1] for linear in self.linears], dtype=np.float64)
+        self.size_N = np.array([linear.size for linear in self.linears], dtype=np.float64)
         self.weights = int(self.size_N.sum())
         self.judge = judge
         self.tokens_BL, self.held_BL = tokens_BL, tokens_BL
@@ -105,7 +105,7 @@ class Measurements:
             self.source,
             self.tokens_BL,
             norms=self.tokens_BL is not None,
-            on_layer=lambda linear: self.progress.advance(linear.shape[0] * linear.shape[1]),
+            on_layer=lambda linear: self.progress.advance(linear.size),
             **ranked,
         )
 

@@ -83,6 +83,11 @@ class Linear:
         R, C = self.weight_RC.shape
         return R, C
 
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weight_RC.numel()
+
 
 class BlockSource(Protocol):
     """Access to the decoder blocks of a model; a block's weights are only touched between `load` and `release`."""

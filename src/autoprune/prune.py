@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from autoprune.allocation import counts
-from autoprune.errors import AutopruneError
-from autoprune.language import interpret
 from autoprune.language.program import Tape
 from autoprune.models import BlockSource, all_linears, input_device
 from autoprune.solvers import least_squares
@@ -54,7 +51,7 @@ def prune_blocks(
     score, target = recipe.score, recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
-    count_N = counts(target, sparsity_N, [linear.shape[0] * linear.shape[1] for linear in linears])
+    count_N = counts(target, sparsity_N, [linear.size for linear in linears])
     count_of = dict(zip(linears, count_N, strict=True))
     batches = []
     if tokens_BL is not None:
@@ -64,10 +61,7 @@ def prune_blocks(
     collects = score.collects | ({"gram"} if recipe.update != "none" else set())
     for visit in walk(source, batches, collects=collects, propagation=recipe.propagation):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
-        score_RC = interpret(score, visit.statistics(score.statistics))
-        if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
-            raise AutopruneError("the score is not finite", where=linear.name, remedy="check the program and the text")
-        keep_RC = keep_mask(score_RC, target, count_of[linear], recipe.compare)
+        keep_RC = keep_mask(visit.score(score), target, count_of[linear], recipe.compare)
         if recipe.update == "least_squares":
             weight_RC.copy_(least_squares(weight_RC, keep_RC, visit.inputs.gram))
         zero_pruned_(weight_RC, keep_RC)

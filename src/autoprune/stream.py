@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from autoprune.errors import AutopruneError
+from autoprune.language import interpret
+from autoprune.language.program import Tape
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.statistics import InputStatistics
@@ -49,6 +51,15 @@ class Visit:
         """The named statistics of the language, for this layer."""
         weight_RC = self.linear.weight_RC
         return {name: self.inputs.statistic(name, weight_RC, self.depth) for name in names}
+
+    def score(self, tape: Tape) -> Tensor:
+        """What a program's `score` gives the weights of this layer: float32 (R, C), refused where not finite."""
+        score_RC = interpret(tape, self.statistics(tape.statistics))
+        if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
+            raise AutopruneError(
+                "the score is not finite", where=self.linear.name, remedy="check the program and the text"
+            )
+        return score_RC
 
 
 def micro_batches(tokens_BL: Tensor, device: torch.device, tokens: int | None = None) -> list[Tensor]:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from autoprune.errors import AutopruneError
-from autoprune.language import interpret
 from autoprune.language.program import Tape
 from autoprune.models import BlockSource, Linear, all_linears, input_device, is_linear, vocabulary_size
 from autoprune.sparsity import Target, zero_pruned_
@@ -62,8 +61,7 @@ def observe(
         if norms and visit.inputs.tokens:  # what no token reached has no norm
             dense.norms[linear.name] = visit.inputs.input_norm.clone()
         if score and target:
-            score_RC = interpret(score, visit.statistics(score.statistics))
-            dense.ranks[linear.name] = _ranks(score_RC, target, compare)
+            dense.ranks[linear.name] = _ranks(visit.score(score), target, compare)
         on_layer(linear)
     return dense
 
@@ -77,8 +75,6 @@ def _lines(shape: tuple[int, int], target: Target, compare: str) -> tuple[int, i
 
 def _ranks(score_RC: Tensor, target: Target, compare: str) -> Tensor:
     """Rank of each weight among those it competes with, in `_LEVELS` steps at most: uint8 (R, C), 0 goes first."""
-    if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
-        raise AutopruneError("the score is not finite", remedy="check the program and the text")
     shape = score_RC.shape
     score = score_RC.reshape(_lines((shape[0], shape[1]), target, compare))
     length = score.shape[1]
@@ -101,7 +97,7 @@ class Trial:
         self.source, self.ranks = source, dense.ranks
         self.device = device = input_device(source.model)
         self.linears = all_linears(source)
-        self.size_N = np.array([linear.shape[0] * linear.shape[1] for linear in self.linears], dtype=np.float64)
+        self.size_N = np.array([linear.size for linear in self.linears], dtype=np.float64)
         self._used_by = [_linears_used(block, self.linears) for block in source.blocks]
         self.levels_N = [min(_lines(linear.shape, target, compare)[1], _LEVELS) for linear in self.linears]
         # Two micro-batches at least, so that half of the text can be had, and not too many logits at once.
