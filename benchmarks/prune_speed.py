@@ -24,6 +24,7 @@ from torch import Tensor
 
 from autoprune.algorithms import load
 from autoprune.data import token_sequences
+from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, open_model, weight_bytes
 from autoprune.prune import Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
@@ -92,10 +93,7 @@ def best_micro_batch(model: Any, tokens_BL: Tensor) -> int:
 
 
 def prune_once(source: InMemoryBlocks, tokens_BL: Tensor, propagation: str) -> None:
-    program = load("wanda")
-    recipe = Recipe(
-        score=program.require("score"), target=Target.of(SPARSITY), compare=program.compare, propagation=propagation
-    )
+    recipe = Recipe(method=Method.of(load("wanda")), target=Target.of(SPARSITY), propagation=propagation)
     prune_blocks(source, recipe, tokens_BL, lambda layer: None)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from autoprune.errors import AutopruneError
 from autoprune.language import statistics
-from autoprune.language.program import OPTIONS, Program, Tape
+from autoprune.language.program import OPTIONS, Program, Tape, accepted
 from autoprune.sparsity import Target
 
 UNIFORM, SENSITIVITY, AUTO = "uniform", "sensitivity", "auto"
@@ -49,24 +49,23 @@ class Allocation:
     def of(cls, program: Program) -> Allocation:
         """The allocation that a program defines."""
         tape = program.require("allocate")
-        options = {name: program.options[name] for name, option in OPTIONS.items() if option.function == "allocate"}
+        options = program.settings("allocate")
         return cls(name=program.name, tape=tape, digest=program.digest, text=program.text, **options)  # pyright: ignore[reportArgumentType]
 
     def with_options(self, **options: str | float | None) -> Allocation:
         """The same with other options; None leaves one as it is."""
-        given = {name: value for name, value in options.items() if value is not None}
+        given = accepted(**options)
         used = () if self.name == UNIFORM else _SHARED
         if self.tape:
             named = "temperature" in self.tape.statistics
-            used = tuple(name for name in OPTIONS if name != "temperature" or named)
-        for name, value in given.items():
+            used = tuple(name for name, option in OPTIONS.items()
+                         if option.function == "allocate" and (name != "temperature" or named))  # fmt: skip
+        for name in given:
             if name not in used:
                 raise AutopruneError(
                     f"the allocation '{self.name}' has no {name}",
                     remedy="leave it out, or use an allocation that has, as sdsa",
                 )
-            if not OPTIONS[name].accepts(value):
-                raise AutopruneError(f"{name} cannot be {value}", remedy=f"use {OPTIONS[name].allowed}")
         return replace(self, **given)  # pyright: ignore[reportArgumentType]
 
     @property

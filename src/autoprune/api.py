@@ -27,7 +27,7 @@ from autoprune.figures import check_matplotlib, draw
 from autoprune.files import SIDECAR, check_output, check_space, finished_folder
 from autoprune.generate import Sampling, self_calibration
 from autoprune.language import Program
-from autoprune.language.program import OPTIONS
+from autoprune.layer import Method
 from autoprune.layer_statistics import group_name
 from autoprune.measurements import Measurements
 from autoprune.models import (
@@ -63,8 +63,7 @@ class PruneReport:
     algorithm: dict[str, str]
     allocation: dict[str, Any]
     target: str
-    compare: str
-    update: str
+    method: dict[str, str | float]
     requested: int
     zeros: int
     weights: int
@@ -97,6 +96,9 @@ def prune(
     sparsity: float | None = None,
     pattern: str | None = None,
     compare: str | None = None,
+    refine: str | None = None,
+    max_swaps: int | None = None,
+    protect: float | None = None,
     update: str | None = None,
     allocation: str | Path | Program | None = None,
     granularity: str | None = None,
@@ -118,8 +120,8 @@ def prune(
 
     `model` is a hub id, a folder, a .gguf file or "demo", or a live transformers model (then with its `tokenizer`;
     `dtype` and `device` are left as they are). Give `sparsity` in [0, 1) or `pattern` n:m (n kept of m).
-    `algorithm` is a library name, a program file or a Program; `compare` overrides its group, "row" or "layer",
-    and `update` what happens to the weights that stay, "none" or "least_squares".
+    `algorithm` is a library name, a program file or a Program; `compare`, `refine`, `max_swaps`, `protect` and
+    `update` override the options of its score (see `autoprune.language.program.OPTIONS`).
     `allocation` says how layers share out the sparsity: "uniform", "sensitivity", "auto", or a program that defines
     `allocate`; without it the algorithm's own is used, or else uniform. `granularity`, `strength`, `max_shift` and
     `temperature` override the allocation's options (see `autoprune.language.program.OPTIONS`).
@@ -129,20 +131,14 @@ def prune(
     progress = progress or Silent()
     clock = _Clock()
     program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
-    score, target = program.require("score"), Target.of(sparsity, pattern)
+    target = Target.of(sparsity, pattern)
+    method = Method.of(program, compare=compare, refine=refine, max_swaps=max_swaps, protect=protect, update=update)
     sharing = choose_allocation(allocation, program).with_options(
         granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
     )
-    compare_by = compare or program.compare
-    update_by = update or str(program.options["update"])
-    for name, value, known in (
-        ("propagation", propagation, tuple(PROPAGATION)),
-        ("compare", compare_by, OPTIONS["compare"].choices),
-        ("update", update_by, OPTIONS["update"].choices),
-    ):
-        if value not in known:
-            raise AutopruneError(f"unknown {name} '{value}'", remedy=f"use {', '.join(known)}")
-    needs_text = bool(score.collects) or update_by != "none" or sharing.needs_text
+    if propagation not in PROPAGATION:
+        raise AutopruneError(f"unknown propagation '{propagation}'", remedy=f"use {', '.join(PROPAGATION)}")
+    needs_text = bool(method.collects) or sharing.needs_text
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_output(folder, force=force, inputs=local_files(model))
@@ -166,13 +162,11 @@ def prune(
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     total = sum(linear.size for linear in all_linears(source))
     with _evaluation_mode(opened.model):
-        sparsity_N, shared = _shares(source, program, compare_by, target, sharing, tokens_BL, propagation, progress)
+        sparsity_N, shared = _shares(source, program, method.compare, target, sharing, tokens_BL, propagation, progress)
         clock.lap("allocation")
         recipe = Recipe(
-            score=score,
+            method=method,
             target=target,
-            compare=compare_by,
-            update=update_by,
             propagation=propagation,
             sparsity_N=sparsity_N,
         )
@@ -183,7 +177,8 @@ def prune(
     clock.lap("prune")
 
     notes = [f"{layer.name}: no calibration token reached it; scored by weights alone" for layer in layers
-             if score.collects and layer.calibration_tokens == 0]  # fmt: skip
+             if method.collects and layer.calibration_tokens == 0]  # fmt: skip
+    notes += [f"{layer.name}: {layer.fallback}" for layer in layers if layer.fallback]
     for line in notes:
         progress.note(line)
     settings = {
@@ -203,8 +198,7 @@ def prune(
         },
         allocation=shared,
         target=str(target),
-        compare=recipe.compare,
-        update=recipe.update,
+        method=method.options,
         requested=sum(layer.requested for layer in layers),
         zeros=sum(layer.zeros for layer in layers),
         weights=total,

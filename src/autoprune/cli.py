@@ -156,7 +156,14 @@ def cli(context: click.Context) -> None:
 @click.option("--pattern", help="n:m, n weights kept of m consecutive inputs, as 2:4.")
 @click.option("--compare", help="row or layer: where weights compete, instead of the algorithm's own choice.")
 @click.option(
-    "--update", help="none or least_squares: what happens to weights that stay.  [default: the algorithm's own]"
+    "--refine",
+    help="none, swaps or dsnot: how the mask is improved before weights go.  [default: the algorithm's own]",
+)
+@click.option("--max-swaps", type=int, help="With swaps: at most so many in each output row.  [default: 30]")
+@click.option("--protect", type=float, help="With swaps: share of kept weights that stay, by score.  [default: 0]")
+@click.option(
+    "--update",
+    help="none, least_squares, sparsegpt or admm: what happens to weights that stay.  [default: the algorithm's own]",
 )
 @click.option(
     "--allocation",
@@ -209,9 +216,11 @@ def _print_prune(report: PruneReport) -> None:
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report.durations_s.items())
     print(f"{report.zeros:,} of {report.weights:,} weights in {len(report.layers)} layers are zero")
     print(f"sparsity   {report.sparsity:.4%} (requested {report.requested / report.weights:.4%}, {report.target})")
-    print(f"algorithm  {report.algorithm['name']} ({report.algorithm['hash']}), compared by {report.compare}")
-    if report.update != "none":
-        print(f"update     {report.update} of the weights that stay")
+    print(f"algorithm  {report.algorithm['name']} ({report.algorithm['hash']}), compared by {report.method['compare']}")
+    if report.method["refine"] != "none":
+        print(f"refine     {report.method['refine']} of the mask")
+    if report.method["update"] != "none":
+        print(f"update     {report.method['update']} of the weights that stay")
     if len(report.allocation) > 1:
         shares = [layer.requested / (layer.shape[0] * layer.shape[1]) for layer in report.layers]
         chosen = f" ({report.allocation['chosen']})" if "chosen" in report.allocation else ""

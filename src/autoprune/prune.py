@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autoprune.allocation import counts
-from autoprune.language.program import Tape
+from autoprune.layer import Method, solve
 from autoprune.models import BlockSource, all_linears, input_device
-from autoprune.solvers import least_squares
-from autoprune.sparsity import Target, count_zeros, keep_mask, zero_pruned_
+from autoprune.sparsity import Target, count_zeros, zero_pruned_
 from autoprune.stream import micro_batches, walk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to do: how weights are scored, how many go, what becomes of the others (solvers.UPDATES), and which inputs a
-    layer is judged by (stream.PROPAGATION).
+    """What to do: how a layer is pruned, how many weights go, and which inputs it is judged by (stream.PROPAGATION).
 
     `sparsity_N` is the share of its weights each linear layer loses, in the order of `all_linears`; None gives all the
     target's.
     """
 
-    score: Tape
+    method: Method
     target: Target
-    compare: str
-    update: str = "none"
     propagation: str = "one_pass"
     sparsity_N: Sequence[float] | None = None
     micro_batch_tokens: int | None = None
@@ -35,20 +31,22 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedLayer:
-    """What became of one layer; `zeros` counts all zeros of the weight, also those it had before."""
+    """What became of one layer; `zeros` counts all zeros of the weight, also those it had before; `fallback` says what
+    could not be done."""
 
     name: str
     shape: tuple[int, int]
     requested: int
     zeros: int
     calibration_tokens: int
+    fallback: str = ""
 
 
 def prune_blocks(
     source: BlockSource, recipe: Recipe, tokens_BL: Tensor | None, on_layer: Callable[[PrunedLayer], None]
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text."""
-    score, target = recipe.score, recipe.target
+    target = recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
     count_N = counts(target, sparsity_N, [linear.size for linear in linears])
@@ -58,13 +56,12 @@ def prune_blocks(
         batches = micro_batches(tokens_BL, input_device(source.model), recipe.micro_batch_tokens)
 
     pruned = []
-    collects = score.collects | ({"gram"} if recipe.update != "none" else set())
-    for visit in walk(source, batches, collects=collects, propagation=recipe.propagation):
+    for visit in walk(source, batches, collects=recipe.method.collects, propagation=recipe.propagation):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
-        keep_RC = keep_mask(visit.score(score), target, count_of[linear], recipe.compare)
-        if recipe.update == "least_squares":
-            weight_RC.copy_(least_squares(weight_RC, keep_RC, visit.inputs.gram))
-        zero_pruned_(weight_RC, keep_RC)
+        solution = solve(visit, recipe.method, target, count_of[linear])
+        if solution.weight_RC is not weight_RC:
+            weight_RC.copy_(solution.weight_RC)
+        zero_pruned_(weight_RC, solution.keep_RC)
         pruned.append(
             PrunedLayer(
                 name=linear.name,
@@ -72,6 +69,7 @@ def prune_blocks(
                 requested=count_of[linear],
                 zeros=count_zeros(weight_RC),
                 calibration_tokens=visit.inputs.tokens,
+                fallback=solution.fallback,
             )
         )
         on_layer(pruned[-1])

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from autoprune.errors import AutopruneError
-from autoprune.language import interpret
+from autoprune.language import STATISTICS, interpret
 from autoprune.language.program import Tape
+from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.statistics import InputStatistics
@@ -54,12 +55,39 @@ class Visit:
 
     def score(self, tape: Tape) -> Tensor:
         """What a program's `score` gives the weights of this layer: float32 (R, C), refused where not finite."""
-        score_RC = interpret(tape, self.statistics(tape.statistics))
+        return self._finite(interpret(tape, self.statistics(tape.statistics)))
+
+    def scorer(self, tape: Tape) -> Callable[..., Tensor]:
+        """The score as a function of other weights (R, C), for what asks it again and again; or of some `columns` and
+        their weights, with their own `curvature_1C` as inverse_gram_diagonal. Other statistics stay as they are; what
+        a program reduces over columns it then reduces over those."""
+        known = self.statistics(tape.statistics)
+
+        def score(weight_RC: Tensor, curvature_1C: Tensor | None = None, columns: slice = slice(None)) -> Tensor:
+            given = {name: _columns(name, value, columns) for name, value in known.items()}
+            given["weight"] = weight_RC
+            if curvature_1C is not None:
+                given["inverse_gram_diagonal"] = curvature_1C
+            return self._finite(interpret(tape, given))
+
+        return score
+
+    def _finite(self, score_RC: Tensor) -> Tensor:
         if not torch.isfinite(torch.stack(score_RC.aminmax())).all():
             raise AutopruneError(
                 "the score is not finite", where=self.linear.name, remedy="check the program and the text"
             )
         return score_RC
+
+
+def _columns(name: str, statistic: Tensor, columns: slice) -> Tensor:
+    """A statistic of some columns only."""
+    match STATISTICS[name].type:
+        case Type.RC | Type.C:
+            return statistic[:, columns]
+        case Type.CC:
+            return statistic[columns, columns]
+    return statistic
 
 
 def micro_batches(tokens_BL: Tensor, device: torch.device, tokens: int | None = None) -> list[Tensor]:

@@ -51,10 +51,34 @@ _OPTION_ROWS = [
         doc="where weights compete: every output row loses the same share, or one threshold holds for the matrix",
     ),
     Option(
+        name="refine",
+        function="score",
+        choices=("none", "swaps", "dsnot"),
+        doc="how the mask is improved: not at all, by swaps that lower the output error, by DSnoT's that restore means",
+    ),
+    Option(
+        name="max_swaps",
+        function="score",
+        default_number=30.0,
+        low=0.0,
+        high=10_000.0,
+        doc="swaps in each output row, at most, where refine is swaps",
+    ),
+    Option(
+        name="protect",
+        function="score",
+        default_number=0.0,
+        low=0.0,
+        high=1.0,
+        doc="share of each row's kept weights, those with the highest scores, that swaps may not prune",
+    ),
+    Option(
         name="update",
         function="score",
-        choices=("none", "least_squares"),
-        doc="what happens to the weights that stay: nothing, or the least squares solution for the layer's output",
+        choices=("none", "least_squares", "sparsegpt", "admm"),
+        doc="what happens to the weights that stay: nothing; least squares for the layer's output; or mask and weights "
+        "together, the score being asked again as weights change: sparsegpt (for 128 columns after another, or one "
+        "group, with inverse_gram_diagonal of those that are left), admm",
     ),
     Option(
         name="granularity",
@@ -98,6 +122,14 @@ _OPTION_ROWS = [
 
 OPTIONS: Mapping[str, Option] = MappingProxyType({option.name: option for option in _OPTION_ROWS})
 """Header options. Each belongs to one function and may be given only where that is defined."""
+
+
+def accepted(**given: str | float | None) -> dict[str, str | float]:
+    """Those of the given options that are not None; an error where a value is not allowed."""
+    for name, value in given.items():
+        if value is not None and not OPTIONS[name].accepts(value):
+            raise AutopruneError(f"{name} cannot be {str(value)[:40]}", remedy=f"use {OPTIONS[name].allowed}")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -186,6 +218,11 @@ class Program:
     @property
     def compare(self) -> str:
         return str(self.options["compare"])
+
+    def settings(self, function: str, **given: str | float | None) -> dict[str, str | float]:
+        """The options of a function, with others where given; None leaves one as it is."""
+        options = {name: self.options[name] for name, option in OPTIONS.items() if option.function == function}
+        return options | accepted(**given)
 
     def require(self, function: str) -> Tape:
         """The tape of a function; an error where the program does not define it."""

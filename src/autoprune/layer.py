@@ -1,0 +1,128 @@
+"""One linear layer: which weights go, and what becomes of those that stay.
+
+Legend: R output rows, C input columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoprune.errors import AutopruneError
+from autoprune.language.program import OPTIONS, Program, Tape
+from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, sparsegpt, swaps
+from autoprune.sparsity import Target, keep_mask
+from autoprune.stream import Visit
+
+CHOOSES_MASK = ("sparsegpt", "admm")
+"""Updates that choose the mask themselves, asking the score again as weights change."""
+
+_NEEDS = {"swaps": ("gram",), "dsnot": ("sum", "sum_of_squares"), "least_squares": ("gram",)}
+_NEEDS |= dict.fromkeys(CHOOSES_MASK, ("gram",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How weights are scored, where they compete, and the header options that say what follows (`OPTIONS`)."""
+
+    score: Tape
+    compare: str = "row"
+    refine: str = "none"
+    max_swaps: float = 30
+    protect: float = 0.0
+    update: str = "none"
+
+    @classmethod
+    def of(cls, program: Program, **given: str | float | None) -> Method:
+        """A program's, with other options where given; refused where they do not fit together."""
+        method = cls(score=program.require("score"), **program.settings("score", **given))  # pyright: ignore[reportArgumentType]
+        for name in ("max_swaps", "protect"):
+            if given.get(name) is not None and method.refine != "swaps":
+                raise AutopruneError(f"{name} is for refine=swaps, not {method.refine}", remedy="add refine swaps")
+        if method.refine != "none" and method.update in CHOOSES_MASK:
+            raise AutopruneError(
+                f"update={method.update} chooses the mask itself, so refine={method.refine} has nothing to refine",
+                remedy="use refine none, or update none or least_squares",
+            )
+        return method
+
+    @property
+    def options(self) -> dict[str, str | float]:
+        """The header options by name."""
+        return {name: getattr(self, name) for name, option in OPTIONS.items() if option.function == "score"}
+
+    @property
+    def collects(self) -> frozenset[str]:
+        """The running sums that have to be kept."""
+        return self.score.collects.union(_NEEDS.get(self.refine, ()), _NEEDS.get(self.update, ()))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The mask (R, C), the weights that go with it, zero elsewhere, and what could not be done, if anything."""
+
+    keep_RC: Tensor
+    weight_RC: Tensor
+    fallback: str = ""
+
+
+def solve(visit: Visit, method: Method, target: Target, count: int) -> Solution:
+    """Choose exactly `count` weights of a layer to go, and values for the others."""
+    try:
+        return _SOLVE.get(method.update, _score_first)(visit, method, target, count)
+    except UnsolvableError as error:
+        plain = Method(score=method.score, compare=method.compare)
+        solution = _score_first(visit, plain, target, count)
+        return Solution(solution.keep_RC, solution.weight_RC, f"{error.what}: pruned by score, weights as they were")
+
+
+def _score_first(visit: Visit, method: Method, target: Target, count: int) -> Solution:
+    weight_RC, inputs = visit.linear.weight_RC, visit.inputs
+    score_RC = visit.score(method.score)
+    keep_RC = keep_mask(score_RC, target, count, method.compare)
+    match method.refine:
+        case "swaps":
+            fixed_RC = _highest(score_RC, keep_RC, method.protect) if method.protect else None
+            keep_RC = swaps(
+                weight_RC, keep_RC, inputs.gram, most=int(method.max_swaps), fixed_RC=fixed_RC, group=target.group
+            )
+        case "dsnot":
+            keep_RC = dsnot(weight_RC, keep_RC, inputs.input_mean, inputs.input_std, score_RC, group=target.group)
+    if method.update == "least_squares":
+        weight_RC = least_squares(weight_RC, keep_RC, inputs.gram)
+    return Solution(keep_RC, weight_RC)
+
+
+def _highest(score_RC: Tensor, keep_RC: Tensor, share: float) -> Tensor:
+    """The kept weights (R, C) with the highest scores of their row, `share` of those it keeps."""
+    kept_R = keep_RC.sum(1)
+    order_RC = score_RC.masked_fill(~keep_RC, -torch.inf).argsort(dim=1, descending=True)
+    rank_RC = torch.empty_like(order_RC)
+    rank_RC.scatter_(1, order_RC, torch.arange(keep_RC.shape[1], device=order_RC.device).expand_as(order_RC))
+    return rank_RC < (share * kept_R)[:, None]
+
+
+def _admm(visit: Visit, method: Method, target: Target, count: int) -> Solution:
+    weight_RC, gram_CC, score = visit.linear.weight_RC, visit.inputs.gram, visit.scorer(method.score)
+    keep_RC, start_RC = admm(
+        weight_RC, gram_CC, lambda weight_RC: keep_mask(score(weight_RC), target, count, method.compare)
+    )
+    return Solution(keep_RC, least_squares(weight_RC, keep_RC, gram_CC, start_RC=start_RC))
+
+
+def _sparsegpt(visit: Visit, method: Method, target: Target, count: int) -> Solution:
+    weight_RC, score = visit.linear.weight_RC, visit.scorer(method.score)
+    columns = weight_RC.shape[1]
+
+    def select(part_Rc: Tensor, curvature_1c: Tensor, chosen: slice) -> Tensor:
+        """As many of these columns' weights go as is their share."""
+        part = count * chosen.stop // columns - count * chosen.start // columns
+        return keep_mask(score(part_Rc, curvature_1c, chosen), target, part, method.compare)
+
+    return Solution(*sparsegpt(weight_RC, visit.inputs.gram, select, group=target.group))
+
+
+_SOLVE: dict[str, Callable[[Visit, Method, Target, int], Solution]] = {"sparsegpt": _sparsegpt, "admm": _admm}

@@ -1,0 +1,83 @@
+"""ADMM with the schedule of ALPS (Meng et al., 2024): the mask and the weights together.
+
+Legend: R output rows, C input columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from autoprune.solvers.conditioning import UnsolvableError, unit_diagonal
+from autoprune.statistics import DAMPING
+
+_PENALTY = 0.1  # the first rho
+_EVERY = 3  # iterations between changes of rho
+_FACTORS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # rho grows by this where more than this share of the support changed
+_SETTLED = 3e-4  # share of the support that changes in three iterations when it is as good as final
+_SOONEST = 30  # iterations before that counts
+_ITERATIONS = 60
+_DAMPINGS = 5
+
+
+def admm(
+    weight_RC: Tensor,
+    gram_CC: Tensor,
+    select: Callable[[Tensor], Tensor],
+    *,
+    damping: float = DAMPING,
+    iterations: int = _ITERATIONS,
+) -> tuple[Tensor, Tensor]:
+    """A mask (R, C) and weights on it, float32, zero elsewhere, that bring the output error down together.
+
+    `select` gives the mask for weights (R, C); it is asked in every iteration for what the weights would be. Eq. 5 to 8
+    of ALPS on columns scaled to a unit diagonal: with one eigendecomposition, every rho needs one product of C x C
+    matrices, every iteration one of R x C by C x C. The released code's stopping rule; its limit of 300 iterations is
+    never near. Ends at D, so least squares on its support is still to come.
+    """
+    scaled_CC, scale_C = unit_diagonal(gram_CC, damping)
+    value_C, vector_CC = _eigen(scaled_CC)
+    dense_RC = weight_RC.float() * scale_C
+
+    def inverse(rho: float) -> Tensor:
+        """(G + rho I)^-1."""
+        return (vector_CC / (value_C + rho)) @ vector_CC.T
+
+    rho, dual_RC = _PENALTY, torch.zeros_like(dense_RC)
+    inverse_CC = inverse(rho)
+    keep_RC = select(dense_RC / scale_C)
+    sparse_RC = dense_RC * keep_RC
+    support, before_RC = max(int(keep_RC.sum()), 1), keep_RC
+    for iteration in range(1, iterations + 1):
+        # (G + rho I)^-1 (G w - dual + rho D), with G w = (G + rho I) w - rho w
+        full_RC = dense_RC - (dual_RC + rho * (dense_RC - sparse_RC)) @ inverse_CC
+        proposed_RC = full_RC + dual_RC / rho
+        keep_RC = select(proposed_RC / scale_C)
+        sparse_RC = proposed_RC * keep_RC
+        dual_RC.add_(full_RC - sparse_RC, alpha=rho)
+        if iteration % _EVERY:
+            continue
+        changed = int((keep_RC != before_RC).sum()) / support
+        if changed == 0 or (changed < _SETTLED and iteration >= _SOONEST):
+            break
+        before_RC = keep_RC
+        rho *= next(factor for share, factor in _FACTORS if changed >= share)
+        inverse_CC = inverse(rho)
+    return keep_RC, sparse_RC / scale_C
+
+
+def _eigen(scaled_CC: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (C,), none negative, and eigenvectors (C, C); where LAPACK does not converge, of a matrix nearer to
+    the identity."""
+    for attempt in range(_DAMPINGS):
+        try:
+            value_C, vector_CC = torch.linalg.eigh(scaled_CC)
+        except RuntimeError:  # LinAlgError, which torch does not export
+            value_C, vector_CC = torch.full((1,), torch.nan), scaled_CC
+        if torch.isfinite(value_C).all():
+            return value_C.clamp(min=0), vector_CC
+        scaled_CC = scaled_CC.clone()
+        scaled_CC.diagonal().add_(DAMPING * 10**attempt)
+    raise UnsolvableError("the eigenvalues of the Gram matrix cannot be found")

@@ -1,0 +1,54 @@
+"""Least squares on the kept set by conjugate gradients.
+
+Legend: R output rows, C input columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoprune.solvers.conditioning import unit_diagonal
+from autoprune.statistics import DAMPING
+
+_ITERATIONS = 20
+_TOLERANCE = 1e-5  # of the first residual: so little that where it is met makes no difference
+
+
+def least_squares(
+    weight_RC: Tensor,
+    keep_RC: Tensor,
+    gram_CC: Tensor,
+    *,
+    start_RC: Tensor | None = None,
+    damping: float = DAMPING,
+    iterations: int = _ITERATIONS,
+    tolerance: float = _TOLERANCE,
+) -> Tensor:
+    """The weights on the kept set that minimise the output error, float32 (R, C), zero elsewhere.
+
+    `damping` times the mean of G's diagonal is added to the diagonal: it pulls v towards w, so an input that was never
+    active leaves its weights as they are. Solved by conjugate gradients on columns scaled to a unit diagonal, each
+    iteration one matrix product; the error never grows from one to the next. They start from the dense values, or
+    from `start_RC`. A row whose result is not finite keeps its dense values.
+    """
+    scaled_CC, scale_C = unit_diagonal(gram_CC, damping)
+    weight_RC = weight_RC.float()
+    dense_RC = weight_RC * scale_C
+    v_RC = (dense_RC if start_RC is None else start_RC.float() * scale_C) * keep_RC
+    residual_RC = ((dense_RC - v_RC) @ scaled_CC).mul_(keep_RC)
+    direction_RC = residual_RC.clone()
+    square_R = residual_RC.square().sum(1)
+    enough_R = square_R * tolerance**2
+    for _ in range(iterations):
+        if not (square_R > enough_R).any():
+            break
+        image_RC = (direction_RC @ scaled_CC).mul_(keep_RC)
+        curvature_R = (direction_RC * image_RC).sum(1)
+        step_R = torch.where((curvature_R > 0) & (square_R > enough_R), square_R / curvature_R, 0.0)
+        v_RC.addcmul_(direction_RC, step_R[:, None])
+        residual_RC.addcmul_(image_RC, step_R[:, None], value=-1)
+        before_R, square_R = square_R, residual_RC.square().sum(1)
+        direction_RC.mul_(torch.where(before_R > 0, square_R / before_R, 0.0)[:, None]).add_(residual_RC)
+    solved_R = torch.isfinite(v_RC).all(1)
+    return torch.where(solved_R[:, None], v_RC / scale_C, weight_RC * keep_RC)

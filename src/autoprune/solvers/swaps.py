@@ -1,0 +1,138 @@
+"""The 1-swap rule (SparseSwaps): a kept weight for a pruned one, as long as the output error falls.
+
+For a row w with the removed part e = w outside the mask, the error is e G e^T. With c = e G, to prune u and take back p
+changes it by 2 w_u c_u + w_u^2 G_uu - 2 w_p c_p + w_p^2 G_pp - 2 w_u w_p G_up; then c grows by w_u G_u - w_p G_p.
+
+Legend: R output rows, C input columns, M the group length of an n:m pattern, K partners that are tried.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoprune.statistics import DAMPING
+
+_PARTNERS = 16
+"""Pruned weights that are tried where the likeliest alone gave nothing, each with every kept weight of its row."""
+
+_TILE = {"cpu": 1 << 17}
+"""Weights of the rows that are worked on at once, by device type: what a core's cache holds."""
+_TILE_ELSEWHERE = 1 << 25
+
+
+def swaps(
+    weight_RC: Tensor,
+    keep_RC: Tensor,
+    gram_CC: Tensor,
+    *,
+    most: int,
+    fixed_RC: Tensor | None = None,
+    group: int = 0,
+    damping: float = DAMPING,
+) -> Tensor:
+    """A better mask (R, C) with as many kept weights in every row, or in every `group` consecutive columns.
+
+    At most `most` swaps a row, each the best that is found: the pruned weight that is cheapest to take back, with the
+    kept weight that is then cheapest to prune, correlated or not; where that is no gain, the 16 cheapest to take back.
+    Within groups all pairs are looked at. The error with G + damping mean(diag G) I never grows. Weights of
+    `fixed_RC` are never pruned.
+    """
+    weight_RC, gram_CC = weight_RC.float(), gram_CC.float().clone()
+    if not torch.isfinite(gram_CC).all():
+        return keep_RC
+    gram_CC.diagonal().add_(damping * gram_CC.diagonal().mean())
+    fixed_RC = torch.zeros_like(keep_RC) if fixed_RC is None else fixed_RC
+    keep_RC = keep_RC.clone()
+    left_R = torch.full((len(weight_RC),), most, device=weight_RC.device)
+    tile = max(1, _TILE.get(weight_RC.device.type, _TILE_ELSEWHERE) // weight_RC.shape[1])
+    for partners in (1,) if group else (1, _PARTNERS):
+        for rows in left_R.nonzero()[:, 0].split(tile):
+            search = _Search(weight_RC[rows], keep_RC[rows], fixed_RC[rows], gram_CC, group, partners)
+            keep_RC[rows], left_R[rows] = search.run(left_R[rows])
+    return keep_RC
+
+
+class _Search:
+    """Swaps in some rows. Infinity marks weights that cannot be pruned, or taken back."""
+
+    def __init__(
+        self, weight_RC: Tensor, keep_RC: Tensor, fixed_RC: Tensor, gram_CC: Tensor, group: int, partners: int
+    ):
+        self.gram_CC, self.group, self.partners = gram_CC, group, partners
+        self.weight_RC, self.keep_RC = weight_RC, keep_RC
+        self.change_RC = (weight_RC * ~keep_RC) @ gram_CC  # c
+        own_RC = weight_RC.square() * gram_CC.diagonal()
+        self.own_if_kept_RC = own_RC.masked_fill(~keep_RC | fixed_RC, torch.inf)
+        self.own_if_pruned_RC = own_RC.masked_fill(keep_RC, torch.inf)
+        self.signed_RC = torch.where(keep_RC, 2 * weight_RC, -2 * weight_RC)
+
+    def run(self, left_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask, and how many more swaps each row may have, once no row has a gain or one left."""
+        done_keep_RC, done_left_R = self.keep_RC.clone(), left_R.clone()
+        rows = torch.arange(len(left_R), device=left_R.device)
+        while len(rows):
+            gain_R, prune_R, revive_R = self._best_in_groups() if self.group else self._best()
+            swap_R = (gain_R < 0) & (left_R > 0)
+            self._swap(swap_R, prune_R, revive_R)
+            left_R = left_R - swap_R.int()
+            if 2 * int(swap_R.sum()) < len(rows):  # go on with those rows only
+                done_keep_RC[rows], done_left_R[rows] = self.keep_RC, left_R
+                rows, left_R = rows[swap_R], left_R[swap_R]
+                for name in (
+                    "weight_RC",
+                    "keep_RC",
+                    "change_RC",
+                    "own_if_kept_RC",
+                    "own_if_pruned_RC",
+                    "signed_RC",
+                ):
+                    setattr(self, name, getattr(self, name)[swap_R])
+        return done_keep_RC, done_left_R
+
+    def _best(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Change of the error (R,) by the best swap that is found, and its two columns (R,)."""
+        take_back_RC = torch.addcmul(self.own_if_pruned_RC, self.signed_RC, self.change_RC)
+        give_up_RC = torch.addcmul(self.own_if_kept_RC, self.signed_RC, self.change_RC)
+        if self.partners == 1:
+            cost_R1, column_R1 = take_back_RC.min(1, keepdim=True)
+        else:
+            count = min(self.partners, take_back_RC.shape[1])
+            cost_R1, column_R1 = take_back_RC.topk(count, dim=1, largest=False, sorted=False)
+        found = []
+        for cost_R, revive_R in zip(cost_R1.unbind(1), column_R1.unbind(1), strict=True):
+            weight_R1 = self.weight_RC.gather(1, revive_R[:, None])
+            both_RC = torch.addcmul(give_up_RC, self.weight_RC, self.gram_CC[revive_R] * (-2 * weight_R1))
+            least_R, prune_R = both_RC.min(1)
+            found.append((cost_R + least_R, prune_R, revive_R))
+        gain_R, best_R = torch.stack([gain_R for gain_R, _, _ in found]).min(0)
+        prune_R, revive_R = (
+            torch.stack(columns).gather(0, best_R[None])[0] for columns in list(zip(*found, strict=True))[1:]
+        )
+        return torch.nan_to_num(gain_R, nan=torch.inf), prune_R, revive_R
+
+    def _best_in_groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same over all pairs of each group."""
+        (R, C), M = self.weight_RC.shape, self.group
+        blocks_GMM = self.gram_CC.reshape(C // M, M, C // M, M).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        weight_RGM = self.weight_RC.reshape(R, C // M, M)
+        move_RGM = (self.signed_RC * self.change_RC).reshape(R, C // M, M)
+        give_up_RGM = self.own_if_kept_RC.reshape(R, C // M, M) + move_RGM
+        take_back_RGM = self.own_if_pruned_RC.reshape(R, C // M, M) + move_RGM
+        pair_RGMM = give_up_RGM[..., :, None] + take_back_RGM[..., None, :]
+        pair_RGMM.addcmul_(weight_RGM[..., :, None] * blocks_GMM, weight_RGM[..., None, :], value=-2)
+        gain_R, pair_R = pair_RGMM.reshape(R, -1).min(1)
+        start_R = pair_R // (M * M) * M
+        return torch.nan_to_num(gain_R, nan=torch.inf), start_R + pair_R // M % M, start_R + pair_R % M
+
+    def _swap(self, swap_R: Tensor, prune_R: Tensor, revive_R: Tensor) -> None:
+        rows = swap_R.nonzero()[:, 0]
+        for column_R, kept, sign in ((prune_R, False, 1), (revive_R, True, -1)):
+            weight_R = self.weight_RC.gather(1, column_R[:, None])[:, 0] * swap_R
+            self.change_RC.addcmul_(self.gram_CC[column_R], weight_R[:, None], value=sign)
+            at = (rows, column_R[rows])
+            own_R = (self.own_if_pruned_RC if kept else self.own_if_kept_RC)[at]
+            self.own_if_kept_RC[at] = own_R if kept else torch.inf
+            self.own_if_pruned_RC[at] = torch.inf if kept else own_R
+            self.signed_RC[at] *= -1
+            self.keep_RC[at] = kept
