@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
         "data",
         "generate",
     },
-    {"stream", "trial"},
+    {"stream", "backward", "trial"},
     {"prune", "evaluate", "measurements", "allocate", "auto", "diagnosis", "figures", "api"},
     {"demo", "terminal", "cli", "__main__"},
 ]

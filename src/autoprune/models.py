@@ -171,6 +171,15 @@ def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:
     return [Linear(f"{prefix}.{name}", module, index) for name, module in block.named_modules() if is_linear(module)]
 
 
+def users(root: nn.Module) -> dict[Tensor, list[nn.Module]]:
+    """The linear modules at or below `root` that use each weight: several, where weights are shared."""
+    found: dict[Tensor, list[nn.Module]] = {}
+    for module in root.modules():
+        if is_linear(module):
+            found.setdefault(Linear("", module, 0).parameter, []).append(module)
+    return found
+
+
 def _skipped(block: nn.Module, prefix: str) -> dict[str, str]:
     """Matrices of a block that are not linear layers, with the reason; fused experts are refused."""
     skipped = {}
