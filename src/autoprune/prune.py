@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +12,8 @@ from autoprune.language.program import Tape
 from autoprune.models import BlockSource, all_linears, input_device
 from autoprune.solvers import least_squares
 from autoprune.sparsity import Target, count_zeros, keep_mask, zero_pruned_
-from autoprune.stream import micro_batches, walk
+from autoprune.statistics import Gradient
+from autoprune.stream import NO_GRADIENTS, micro_batches, walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,14 @@ class PrunedLayer:
 
 
 def prune_blocks(
-    source: BlockSource, recipe: Recipe, tokens_BL: Tensor | None, on_layer: Callable[[PrunedLayer], None]
+    source: BlockSource,
+    recipe: Recipe,
+    tokens_BL: Tensor | None,
+    on_layer: Callable[[PrunedLayer], None],
+    gradients: Mapping[str, Gradient] = NO_GRADIENTS,
 ) -> list[PrunedLayer]:
-    """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text."""
+    """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
+    for one that names none."""
     score, target = recipe.score, recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
@@ -59,7 +65,7 @@ def prune_blocks(
 
     pruned = []
     collects = score.collects | ({"gram"} if recipe.update != "none" else set())
-    for visit in walk(source, batches, collects=collects, propagation=recipe.propagation):
+    for visit in walk(source, batches, collects=collects, propagation=recipe.propagation, gradients=gradients):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
         keep_RC = keep_mask(visit.score(score), target, count_of[linear], recipe.compare)
         if recipe.update == "least_squares":
@@ -71,7 +77,7 @@ def prune_blocks(
                 shape=linear.shape,
                 requested=count_of[linear],
                 zeros=count_zeros(weight_RC),
-                calibration_tokens=visit.inputs.tokens,
+                calibration_tokens=visit.tokens,
             )
         )
         on_layer(pruned[-1])

@@ -9,7 +9,7 @@ Legend: B sequences, T scored tokens, V vocabulary, N linear layers, R output ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,7 +22,8 @@ from autoprune.errors import AutopruneError
 from autoprune.language.program import Tape
 from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
 from autoprune.sparsity import Target, zero_pruned_
-from autoprune.stream import MICRO_BATCH_TOKENS, micro_batches, walk, walk_blocks
+from autoprune.statistics import Gradient
+from autoprune.stream import MICRO_BATCH_TOKENS, NO_GRADIENTS, micro_batches, walk, walk_blocks
 
 _LEVELS = 255  # ranks and thresholds both fit one byte
 _TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
@@ -47,13 +48,17 @@ def observe(
     score: Tape | None = None,
     compare: str = "row",
     target: Target | None = None,
+    gradients: Mapping[str, Gradient] = NO_GRADIENTS,
     on_layer: Callable[[Linear], None] = lambda linear: None,
 ) -> Dense:
-    """Run the dense model over the tokens once, for the norms of inputs, for the ranks of `score`, or for both."""
+    """Run the dense model over the tokens once, for the norms of inputs, for the ranks of `score`, or for both.
+
+    `gradients` are those of the model on the tokens, for a `score` that names them.
+    """
     collects = (score.collects if score else frozenset()) | (frozenset(["sum_of_squares"]) if norms else frozenset())
     batches = [] if tokens_BL is None else micro_batches(tokens_BL, input_device(source.model))
     dense = Dense()
-    for visit in walk(source, batches, collects=collects, propagation="dense"):
+    for visit in walk(source, batches, collects=collects, propagation="dense", gradients=gradients):
         linear = visit.linear
         if norms and visit.inputs.tokens:  # what no token reached has no norm
             dense.norms[linear.name] = visit.inputs.input_norm.clone()
