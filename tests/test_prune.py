@@ -116,7 +116,7 @@ def test_a_pattern_that_tiles_no_layer_is_refused_before_any_text_is_read():
     assert caught.value.where == "model.layers.0.self_attn.q_proj"
 
 
-@pytest.mark.parametrize("algorithm", ["magnitude", "wanda", "ria", "obs"])
+@pytest.mark.parametrize("algorithm", ["magnitude", "wanda", "ria", "obs", "pruner-zero", "gblm"])
 @pytest.mark.parametrize("propagation", ["one_pass", "block", "dense"])
 def test_every_algorithm_and_propagation_is_exact(algorithm: str, propagation: str, text: str):
     model = tiny.model()

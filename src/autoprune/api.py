@@ -26,6 +26,7 @@ from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.figures import check_matplotlib, draw
 from autoprune.files import SIDECAR, check_output, check_space, finished_folder
 from autoprune.generate import Sampling, self_calibration
+from autoprune.gradients import loss_gradients
 from autoprune.language import Program
 from autoprune.layer import Method
 from autoprune.layer_statistics import group_name
@@ -170,9 +171,10 @@ def prune(
             propagation=propagation,
             sparsity_N=sparsity_N,
         )
+        gradients = loss_gradients(source, method.score, tokens_BL, progress)
         progress.stage(f"pruning with {program.name} to {target}", total)
         layers = prune_blocks(
-            source, recipe, tokens_BL, lambda layer: progress.advance(layer.shape[0] * layer.shape[1])
+            source, recipe, tokens_BL, lambda layer: progress.advance(layer.shape[0] * layer.shape[1]), gradients
         )
     clock.lap("prune")
 

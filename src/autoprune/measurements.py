@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, writing_to
+from autoprune.gradients import loss_gradients
 from autoprune.language.program import Tape
 from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, WEIGHTS
 from autoprune.language.types import Type
@@ -99,8 +100,11 @@ class Measurements:
 
     @cached_property
     def dense(self) -> Dense:
+        ranked = {}
+        if self.judge:
+            gradients = loss_gradients(self.source, self.score, self.tokens_BL, self.progress)
+            ranked = {"score": self.score, "compare": self.compare, "target": self.target, "gradients": gradients}
         self.progress.stage("one pass over the unpruned model", self.weights)
-        ranked = {"score": self.score, "compare": self.compare, "target": self.target} if self.judge else {}
         return observe(
             self.source,
             self.tokens_BL,

@@ -78,6 +78,17 @@ class Linear:
         forward: Callable[..., Tensor] = type(module).forward
         return forward(module, x)
 
+    def weight_gradients(self, x_BTC: Tensor, delta_BTR: Tensor) -> Tensor:
+        """Gradient by the weight for each of B inputs on its own: float32 (B, R, C), `delta_BTR` by the output."""
+        x_BTC, delta_BTR = x_BTC.float(), delta_BTR.float()
+        if type(self.module).forward in (nn.Linear.forward, Conv1D.forward):
+            return delta_BTR.mT @ x_BTC
+        weight_RC = self.weight_RC.float().detach().requires_grad_()
+        with torch.enable_grad():
+            outputs = [self.compute(x_TC, weight_RC, bias=False) for x_TC in x_BTC]
+        pairs = zip(outputs, delta_BTR, strict=True)
+        return torch.stack([torch.autograd.grad(y_TR, weight_RC, delta_TR)[0] for y_TR, delta_TR in pairs])
+
     @property
     def shape(self) -> tuple[int, int]:
         R, C = self.weight_RC.shape
@@ -169,6 +180,15 @@ def is_linear(module: nn.Module) -> bool:
 def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:
     """All nn.Linear and Conv1D modules below a block."""
     return [Linear(f"{prefix}.{name}", module, index) for name, module in block.named_modules() if is_linear(module)]
+
+
+def users(root: nn.Module) -> dict[Tensor, list[nn.Module]]:
+    """The linear modules at or below `root` that use each weight: several, where weights are shared."""
+    found: dict[Tensor, list[nn.Module]] = {}
+    for module in root.modules():
+        if is_linear(module):
+            found.setdefault(Linear("", module, 0).parameter, []).append(module)
+    return found
 
 
 def _skipped(block: nn.Module, prefix: str) -> dict[str, str]:

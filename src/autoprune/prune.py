@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +11,8 @@ from autoprune.allocation import counts
 from autoprune.layer import Method, solve
 from autoprune.models import BlockSource, all_linears, input_device
 from autoprune.sparsity import Target, count_zeros, zero_pruned_
-from autoprune.stream import micro_batches, walk
+from autoprune.statistics import Gradient
+from autoprune.stream import NO_GRADIENTS, micro_batches, walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,14 @@ class PrunedLayer:
 
 
 def prune_blocks(
-    source: BlockSource, recipe: Recipe, tokens_BL: Tensor | None, on_layer: Callable[[PrunedLayer], None]
+    source: BlockSource,
+    recipe: Recipe,
+    tokens_BL: Tensor | None,
+    on_layer: Callable[[PrunedLayer], None],
+    gradients: Mapping[str, Gradient] = NO_GRADIENTS,
 ) -> list[PrunedLayer]:
-    """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text."""
+    """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
+    for one that names none."""
     target = recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
@@ -56,7 +62,8 @@ def prune_blocks(
         batches = micro_batches(tokens_BL, input_device(source.model), recipe.micro_batch_tokens)
 
     pruned = []
-    for visit in walk(source, batches, collects=recipe.method.collects, propagation=recipe.propagation):
+    collects = recipe.method.collects
+    for visit in walk(source, batches, collects=collects, propagation=recipe.propagation, gradients=gradients):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
         solution = solve(visit, recipe.method, target, count_of[linear])
         if solution.weight_RC is not weight_RC:
@@ -68,7 +75,7 @@ def prune_blocks(
                 shape=linear.shape,
                 requested=count_of[linear],
                 zeros=count_zeros(weight_RC),
-                calibration_tokens=visit.inputs.tokens,
+                calibration_tokens=visit.tokens,
                 fallback=solution.fallback,
             )
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -24,7 +25,7 @@ _GRAM_TOKENS = 4096  # in one matrix product
 
 
 @contextmanager
-def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
     """Let products of bfloat16 values run on bfloat16 units, three times as fast: sums are float32 all the same, so
     nothing is lost."""
     before = torch.get_float32_matmul_precision()
@@ -73,13 +74,13 @@ class InputStatistics:
                 largest_C = torch.linalg.vector_norm(x_TC, torch.inf, dim=0).to(torch.float32)
                 torch.maximum(self._max_C, largest_C, out=self._max_C)
         if self._gram_CC is not None:
-            with _exact_products(input_TC.dtype):
+            with exact_products(input_TC.dtype):
                 for part_TC in input_TC.split(_GRAM_TOKENS):
                     x_TC = part_TC.float()
                     self._gram_CC.addmm_(x_TC.T, x_TC)
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
-        """A statistic of `autoprune.language.STATISTICS` for one layer: float32, two-dimensional."""
+        """A statistic of `autoprune.language.STATISTICS`, not `gradient`, for one layer: float32, two-dimensional."""
         match name:
             case "weight":
                 return weight_RC.float()
@@ -124,6 +125,17 @@ class InputStatistics:
     def _mean(self, total_C: Tensor | None, neutral: float) -> Tensor:
         assert total_C is not None, "the program names a statistic that was not collected"
         return total_C / self.tokens if self.tokens else torch.full_like(total_C, neutral)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Root mean square, over sequences, of the gradient of a sequence's loss by the weight of a layer: float32 (R, C).
+
+    `tokens` is how many reached the layer; where none did the gradient is neutral too: ones.
+    """
+
+    rms_RC: Tensor
+    tokens: int
 
 
 def damped_inverse_diagonal(gram_CC: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ Coroutines are greenlets, because the place to stop lies deep inside code that i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from torch.utils.hooks import RemovableHandle
 from autoprune.errors import AutopruneError
 from autoprune.language import STATISTICS, interpret
 from autoprune.language.program import Tape
+from autoprune.language.statistics import GRADIENT
 from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
-from autoprune.statistics import InputStatistics
+from autoprune.statistics import Gradient, InputStatistics
 
 PROPAGATION = {
     "one_pass": "a layer sees inputs from layers that are already pruned, its own block's included",
@@ -39,19 +41,33 @@ MICRO_BATCH_TOKENS = {"cpu": 4096}
 """Tokens that go through a layer at once, by device type: small enough for a CPU's caches."""
 _MICRO_BATCH_TOKENS_ELSEWHERE = 32_768
 
+NO_GRADIENTS: Mapping[str, Gradient] = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class Visit:
-    """A linear layer whose input statistics are complete. `depth` is its block's position in [0, 1]."""
+    """A linear layer whose input statistics are complete. `depth` is its block's position in [0, 1]; `gradient` is
+    there where the walk was given one."""
 
     linear: Linear
     inputs: InputStatistics
     depth: float
+    gradient: Gradient | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of the text tell something about this layer."""
+        return self.inputs.tokens or (self.gradient.tokens if self.gradient else 0)
 
     def statistics(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named statistics of the language, for this layer."""
-        weight_RC = self.linear.weight_RC
-        return {name: self.inputs.statistic(name, weight_RC, self.depth) for name in names}
+        return {name: self._statistic(name) for name in names}
+
+    def _statistic(self, name: str) -> Tensor:
+        if name == GRADIENT:
+            assert self.gradient is not None, "the program names a statistic that was not collected"
+            return self.gradient.rms_RC
+        return self.inputs.statistic(name, self.linear.weight_RC, self.depth)
 
     def score(self, tape: Tape) -> Tensor:
         """What a program's `score` gives the weights of this layer: float32 (R, C), refused where not finite."""
@@ -97,16 +113,23 @@ def micro_batches(tokens_BL: Tensor, device: torch.device, tokens: int | None = 
 
 
 def walk(
-    source: BlockSource, batches: Sequence[Tensor], *, collects: frozenset[str], propagation: str = "one_pass"
+    source: BlockSource,
+    batches: Sequence[Tensor],
+    *,
+    collects: frozenset[str],
+    propagation: str = "one_pass",
+    gradients: Mapping[str, Gradient] = NO_GRADIENTS,
 ) -> Iterator[Visit]:
     """Every prunable layer of the model, once, in the order in which it is reached.
 
     `batches` are token ids (B, L). `collects` names the running sums to keep; where it is empty nothing has to be
     computed and `batches` are not used. A layer that no token reaches comes last in its block, with no tokens.
+    Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
     """
+    collects -= {GRADIENT}
     if collects and input_device(source.model).type == "cpu":
         reuse_freed_memory()
-    lockstep = _Lockstep(source, batches if collects else [], collects, propagation)
+    lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients)
     try:
         yield from lockstep.visits()
     finally:
@@ -206,8 +229,15 @@ class _Batch:
 
 
 class _Lockstep:
-    def __init__(self, source: BlockSource, batches: Sequence[Tensor], collects: frozenset[str], propagation: str):
-        self.source, self.collects, self.propagation = source, collects, propagation
+    def __init__(
+        self,
+        source: BlockSource,
+        batches: Sequence[Tensor],
+        collects: frozenset[str],
+        propagation: str,
+        gradients: Mapping[str, Gradient],
+    ):
+        self.source, self.collects, self.propagation, self.gradients = source, collects, propagation, gradients
         self.batches = [_Batch(partial(_forward, source.model, tokens_BL)) for tokens_BL in batches]
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
         self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
@@ -224,7 +254,9 @@ class _Lockstep:
                 self.hooks.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             self.hooks.append(block.register_forward_hook(self._leave, with_kwargs=True))
             depth = index / max(last, 1)
-            visits = (Visit(linear, inputs, depth) for linear, inputs in self._complete())
+            visits = (
+                Visit(linear, inputs, depth, self.gradients.get(linear.name)) for linear, inputs in self._complete()
+            )
             yield from visits if self.propagation == "one_pass" else list(visits)
             if self.propagation == "block" and index < last:
                 for batch in self.batches:

@@ -9,27 +9,25 @@ Legend: B sequences, T scored tokens, V vocabulary, N linear layers, R output ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from autoprune.backward import LOGITS_AT_ONCE, TOKENS_AT_ONCE, backward, recomputing
 from autoprune.errors import AutopruneError
 from autoprune.language.program import Tape
-from autoprune.models import BlockSource, Linear, all_linears, input_device, is_linear, vocabulary_size
+from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
 from autoprune.sparsity import Target, zero_pruned_
-from autoprune.stream import MICRO_BATCH_TOKENS, micro_batches, walk, walk_blocks
+from autoprune.statistics import Gradient
+from autoprune.stream import MICRO_BATCH_TOKENS, NO_GRADIENTS, micro_batches, walk, walk_blocks
 
 _LEVELS = 255  # ranks and thresholds both fit one byte
 _TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
 _WORST = 1e3  # nats a token, also for outputs that are not finite
-_TOKENS_AT_ONCE = 256
-_LOGITS_AT_ONCE = 1 << 27  # logits of one micro-batch
 _BAND = 0.1  # width, in sparsity, of the band of weights on either side of the threshold whose worth is measured
 
 
@@ -50,13 +48,17 @@ def observe(
     score: Tape | None = None,
     compare: str = "row",
     target: Target | None = None,
+    gradients: Mapping[str, Gradient] = NO_GRADIENTS,
     on_layer: Callable[[Linear], None] = lambda linear: None,
 ) -> Dense:
-    """Run the dense model over the tokens once, for the norms of inputs, for the ranks of `score`, or for both."""
+    """Run the dense model over the tokens once, for the norms of inputs, for the ranks of `score`, or for both.
+
+    `gradients` are those of the model on the tokens, for a `score` that names them.
+    """
     collects = (score.collects if score else frozenset()) | (frozenset(["sum_of_squares"]) if norms else frozenset())
     batches = [] if tokens_BL is None else micro_batches(tokens_BL, input_device(source.model))
     dense = Dense()
-    for visit in walk(source, batches, collects=collects, propagation="dense"):
+    for visit in walk(source, batches, collects=collects, propagation="dense", gradients=gradients):
         linear = visit.linear
         if norms and visit.inputs.tokens:  # what no token reached has no norm
             dense.norms[linear.name] = visit.inputs.input_norm.clone()
@@ -103,7 +105,7 @@ class Trial:
         # Two micro-batches at least, so that half of the text can be had, and not too many logits at once.
         vocabulary = vocabulary_size(source.model)
         tokens = min(MICRO_BATCH_TOKENS.get(device.type) or held_BL.numel(), held_BL.numel() // 2)
-        self.batches = micro_batches(held_BL, device, max(1, min(tokens, _LOGITS_AT_ONCE // vocabulary)))
+        self.batches = micro_batches(held_BL, device, max(1, min(tokens, LOGITS_AT_ONCE // vocabulary)))
         self._likely: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(self.batches)
         for _ in walk_blocks(source, self.batches, self._keep_likely):
             pass
@@ -146,22 +148,17 @@ class Trial:
         used = self.batches[:batches]
         thresholds = self._thresholds(sparsity_N)
         gates = [torch.zeros((), requires_grad=True, device=self.device) for _ in self.linears]
-        widths, users = [], _users(self.source.model)
-        with _replaced(self.source.model) as replace:
+        widths, used_by = [], users(self.source.model)
+        with recomputing(self.source) as replace:
             for linear, gate, threshold, levels in zip(self.linears, gates, thresholds, self.levels_N, strict=True):
                 half = max(1, round(_BAND * levels))
                 low, high = max(threshold - half, 0), min(threshold + half, levels)
                 widths.append((high - low) / levels)
-                for module in users[linear.parameter]:
+                for module in used_by[linear.parameter]:
                     same = Linear(linear.name, module, linear.block)  # with its own bias, if the weight is shared
                     replace(module, _Gated(same, self.ranks[linear.name], threshold, low, high, gate))
-            for block in set(self.source.blocks):
-                replace(block, _Checkpointed(block.forward))
             for index, tokens_BL in enumerate(used):
-                with torch.enable_grad():
-                    logits_BLV = self.source.model(input_ids=tokens_BL.to(self.device), use_cache=False).logits
-                    logits_BLV.backward(self._divergence_gradient(index, logits_BLV.detach()))
-                del logits_BLV
+                backward(self.source.model, tokens_BL, partial(self._divergence_gradient, index))
         slopes = [0.0 if gate.grad is None else float(gate.grad) for gate in gates]
         if not np.isfinite(slopes).all():
             raise AutopruneError(
@@ -221,7 +218,7 @@ class Trial:
 
     def _compared(self, index: int, logits_BLV: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         token_TK, dense_TK = self._likely[index]
-        parts = zip(token_TK.split(_TOKENS_AT_ONCE), dense_TK.split(_TOKENS_AT_ONCE), strict=True)
+        parts = zip(token_TK.split(TOKENS_AT_ONCE), dense_TK.split(TOKENS_AT_ONCE), strict=True)
         for logits_TV, (tokens, logs) in zip(_parts(logits_BLV), parts, strict=True):
             yield logits_TV.float(), tokens.long(), logs
 
@@ -231,24 +228,15 @@ def _scored(batches: Sequence[Tensor]) -> int:
     return sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in batches)
 
 
-def _users(model: nn.Module) -> dict[Tensor, list[nn.Module]]:
-    """The linear modules that use each weight: several, where weights are shared."""
-    users: dict[Tensor, list[nn.Module]] = {}
-    for module in model.modules():
-        if is_linear(module):
-            users.setdefault(Linear("", module, 0).parameter, []).append(module)
-    return users
-
-
 def _linears_used(block: nn.Module, linears: Sequence[Linear]) -> list[Linear]:
     """The linear layers whose weights a block uses, also those it shares with an earlier block."""
-    used = _users(block)
+    used = users(block)
     return [linear for linear in linears if linear.parameter in used]
 
 
 def _parts(logits_BLV: Tensor) -> tuple[Tensor, ...]:
     """The logits of all positions with a next token, a few positions at a time."""
-    return logits_BLV[:, :-1].flatten(0, 1).split(_TOKENS_AT_ONCE)
+    return logits_BLV[:, :-1].flatten(0, 1).split(TOKENS_AT_ONCE)
 
 
 def _rest(log_TK: Tensor) -> Tensor:
@@ -278,36 +266,3 @@ class _Gated:
             band = self.linear.compute(x, band_RC, bias=False)
         # In float32, since the gate's gradient sums over all tokens.
         return y + (self.gate * band.float()).to(y.dtype)
-
-
-class _Checkpointed:
-    """Forward of a block that keeps its input only and computes the rest again in the backward pass."""
-
-    def __init__(self, forward: Callable[..., Any]):
-        self.forward = forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
-
-
-@contextmanager
-def _replaced(model: nn.Module) -> Iterator[Callable[[nn.Module, Callable[..., Any]], None]]:
-    """Gives a function that replaces a module's forward. At the end all is as it was; no parameter gets a gradient."""
-    own: dict[nn.Module, Any] = {}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-        own.setdefault(module, module.__dict__.get("forward"))
-        module.__dict__["forward"] = forward
-
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield replace
-    finally:
-        for module, forward in own.items():
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.__dict__["forward"] = forward
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -5,7 +5,7 @@ layer that shares in the sparsity; a layer is a whole block or one linear layer,
 
 Inputs x are what the layer really receives during the run, T tokens in all, padding excluded.
 What a program does not name is not collected. `collects` lists what a statistic needs: for `score` the running
-sums of `autoprune.statistics`, for `allocate` the measurements of `autoprune.layer_statistics`.
+sums of `autoprune.statistics` or GRADIENT, for `allocate` the measurements of `autoprune.layer_statistics`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ class Statistic:
     doc: str
     collects: tuple[str, ...] = ()
 
+
+GRADIENT = "gradient"
+"""What takes a backward pass through the unpruned model (`autoprune.gradients`), before any layer is visited."""
 
 _ROWS = [
     Statistic(name="weight", type=Type.RC, doc="The weight matrix of the layer, y = weight @ x."),
@@ -54,7 +57,13 @@ _ROWS = [
         doc="Diagonal of (G + 0.01 mean(diag G) I)^-1, the OBS curvature with SparseGPT's damping.",
         collects=("gram",),
     ),
-    # `gradient` (RC, root mean square over sequences of the loss gradient) joins here with its collector.
+    Statistic(
+        name="gradient",
+        type=Type.RC,
+        doc="Root mean square over sequences of the gradient by the weight of the sequence's loss, the mean over its "
+        "next tokens, in the unpruned model. Costs a backward pass.",
+        collects=(GRADIENT,),
+    ),
 ]
 
 STATISTICS: dict[str, Statistic] = {statistic.name: statistic for statistic in _ROWS}
