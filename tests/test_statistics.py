@@ -187,6 +187,16 @@ def test_without_tokens_all_inputs_have_the_same_curvature():
     torch.testing.assert_close(statistics.inverse_gram_diagonal, torch.full((1, 4), 1 / 1.01))
 
 
+@pytest.mark.parametrize("columns", [255, 256, 257, 700, 2100])
+def test_the_gram_matrix_of_a_wide_input_is_whole(columns: int):
+    """It is computed in panels on one side of the diagonal."""
+    input_TC = torch.randn(30, columns, generator=torch.Generator().manual_seed(0))
+    statistics = InputStatistics(("gram",), columns, torch.device("cpu"))
+    for part_TC in input_TC.split(20):
+        statistics.add(part_TC)
+    torch.testing.assert_close(statistics.gram, input_TC.T @ input_TC / 30, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("collects", ["sum", "sum_of_squares", "gram"])
 def test_an_empty_batch_counts_no_tokens(collects: str):
     statistics = stream(torch.zeros(0, 4), torch.zeros(2, 0, 4), collects=(collects,))
