@@ -195,6 +195,18 @@ def test_version(run: Run):
     assert re.search(r"\d+\.\d+", ran.out)
 
 
+def test_prune_says_what_became_of_mask_and_weights(run: Run, checkpoint: Path, text: Path, work: Path):
+    options = ("--refine", "swaps", "--max-swaps", "3", "--protect", "0.25", "--update", "least_squares")
+    ran = run("prune", checkpoint, "--out", "out", "--pattern", "2:4", *options, *small(text))
+    assert ran.code == 0
+    assert "refine     swaps of the mask" in ran.out
+    assert "update     least_squares of the weights that stay" in ran.out
+    record = json.loads((work / "out" / "autoprune.json").read_text())
+    assert record["method"] == {
+        "compare": "row", "refine": "swaps", "max_swaps": 3, "protect": 0.25, "update": "least_squares"
+    }  # fmt: skip
+
+
 def test_prune_says_how_sparsity_was_shared_out(run: Run, checkpoint: Path, text: Path, work: Path):
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--allocation", "atp", *small(text))
     assert ran.code == 0
@@ -261,7 +273,15 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "unknown algorithm": (["--sparsity", "0.5", "--algorithm", "wandda"], "did you mean 'wanda'"),
     "missing program": (["--sparsity", "0.5", "--algorithm", "./no.prune"], "no.prune: cannot read the program"),
     "unknown option": (["--sparsity", "0.5", "--sparcity", "0.5"], "No such option.*--sparcity"),
-    "unknown compare": (["--sparsity", "0.5", "--compare", "column"], "unknown compare 'column'; use row, layer"),
+    "unknown compare": (["--sparsity", "0.5", "--compare", "column"], "compare cannot be 'column'; use row, layer"),
+    "unknown refine": (["--sparsity", "0.5", "--refine", "swap"], "refine cannot be 'swap'; use none, swaps, dsnot"),
+    "unknown update": (["--sparsity", "0.5", "--update", "lsq"], "update cannot be 'lsq'; use none, least_squares"),
+    "protect without swaps": (["--sparsity", "0.5", "--protect", "0.5"], "protect is for refine=swaps, not none"),
+    "refine beside admm": (
+        ["--sparsity", "0.5", "--refine", "swaps", "--update", "admm"],
+        "update=admm chooses the mask itself",
+    ),
+    "too many swaps": (["--sparsity", "0.5", "--refine", "swaps", "--max-swaps", "-1"], "max_swaps cannot be -1"),
     "unknown propagation": (["--sparsity", "0.5", "--propagation", "x"], "unknown propagation 'x'"),
     "unknown dtype": (["--sparsity", "0.5", "--dtype", "int8"], "unknown dtype 'int8'"),
     "unknown device": (["--sparsity", "0.5", "--device", "tpu9"], "device 'tpu9' is not available"),
@@ -529,7 +549,7 @@ def interrupt(*_: Any, **__: Any) -> None:
 def test_ctrl_c_while_pruning_leaves_nothing(
     run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sys.modules["autoprune.prune"], "keep_mask", interrupt)
+    monkeypatch.setattr(sys.modules["autoprune.prune"], "solve", interrupt)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", *small(text))
     assert ran.code == 130
     assert ran.error == "error: interrupted; no unfinished output was left behind"

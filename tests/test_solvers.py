@@ -402,9 +402,9 @@ def test_all_protected_means_no_swap():
         ({"refine": "dsnot", "update": "sparsegpt"}, "nothing to refine"),
         ({"max_swaps": 3}, "for refine=swaps"),
         ({"protect": 0.5, "refine": "dsnot"}, "for refine=swaps"),
-        ({"refine": "swap"}, "refine cannot be swap"),
-        ({"update": "obs"}, "update cannot be obs"),
-        ({"protect": 2.0, "refine": "swaps"}, "protect cannot be 2.0"),
+        ({"refine": "swap"}, "refine cannot be 'swap'; use none, swaps"),
+        ({"update": "obs"}, "update cannot be 'obs'"),
+        ({"protect": 2.0, "refine": "swaps"}, "protect cannot be 2; use a number from 0 to 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str):

@@ -128,7 +128,8 @@ def accepted(**given: str | float | None) -> dict[str, str | float]:
     """Those of the given options that are not None; an error where a value is not allowed."""
     for name, value in given.items():
         if value is not None and not OPTIONS[name].accepts(value):
-            raise AutopruneError(f"{name} cannot be {str(value)[:40]}", remedy=f"use {OPTIONS[name].allowed}")
+            given_text = repr(value[:40]) if isinstance(value, str) else f"{value:g}"
+            raise AutopruneError(f"{name} cannot be {given_text}", remedy=f"use {OPTIONS[name].allowed}")
     return {name: value for name, value in given.items() if value is not None}
 
 
