@@ -79,9 +79,10 @@ def measure(arguments: argparse.Namespace) -> None:
     seeds, targets, algorithms, allocations = (
         getattr(arguments, name).split(",") for name in ("seeds", "targets", "algorithms", "allocations")
     )
-    for seed, target, algorithm, allocation in product(map(int, seeds), targets, algorithms, allocations):
-        if (key := (algorithm, allocation, target, seed)) in done:
+    for seed, target, algorithm, allocation in product(seeds, targets, algorithms, allocations):
+        if (key := (algorithm, allocation, target, int(seed))) in done:
             continue
+        is_pattern = ":" in target
         report = autoprune.prune(
             opened.model,
             tokenizer=opened.tokenizer,
@@ -91,8 +92,9 @@ def measure(arguments: argparse.Namespace) -> None:
             calibration=f"file:{arguments.text}",
             sequences=arguments.sequences,
             length=arguments.length,
-            seed=seed,
-            **({"pattern": target} if ":" in target else {"sparsity": float(target)}),
+            seed=int(seed),
+            pattern=target if is_pattern else None,
+            sparsity=None if is_pattern else float(target),
         )
         record(
             key,

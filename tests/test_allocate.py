@@ -171,7 +171,7 @@ def test_an_allocation_may_be_a_file(text: str, tmp_path: Path):
         ({"allocation": "sdsa", "strength": 99.0}, "strength cannot be 99"),
         ({"allocation": "sdsa", "max_shift": -1.0}, "max_shift cannot be -1"),
         ({"allocation": "sdsa", "temperature": 0.0}, "temperature cannot be 0"),
-        ({"allocation": "sdsa", "granularity": "row"}, "granularity cannot be row; use block, linear"),
+        ({"allocation": "sdsa", "granularity": "row"}, "granularity cannot be 'row'; use block, linear"),
         ({"strength": 0.5}, "the allocation 'uniform' has no strength"),
         ({"allocation": "auto", "temperature": 0.5}, "the allocation 'auto' has no temperature"),
         ({"allocation": "owl", "temperature": 0.5}, "the allocation 'owl' has no temperature"),

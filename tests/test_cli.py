@@ -587,7 +587,7 @@ def test_sigterm_is_as_ctrl_c(run: Run, checkpoint: Path, text: Path, work: Path
     def terminate(*_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(sys.modules["autoprune.prune"], "keep_mask", terminate)
+    monkeypatch.setattr(sys.modules["autoprune.prune"], "solve", terminate)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", *small(text))
     assert ran.code == 130
     assert list(work.iterdir()) == []
