@@ -203,7 +203,8 @@ def test_prune_says_what_became_of_mask_and_weights(run: Run, checkpoint: Path, 
     assert "update     least_squares of the weights that stay" in ran.out
     record = json.loads((work / "out" / "autoprune.json").read_text())
     assert record["method"] == {
-        "compare": "row", "refine": "swaps", "max_swaps": 3, "protect": 0.25, "update": "least_squares"
+        "compare": "row", "refine": "swaps", "max_swaps": 3, "protect": 0.25, "update": "least_squares",
+        "aim": "own",
     }  # fmt: skip
 
 

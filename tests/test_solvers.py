@@ -22,7 +22,7 @@ from autoprune.errors import AutopruneError
 from autoprune.layer import Method, solve
 from autoprune.models import InMemoryBlocks, Linear, all_linears, fingerprint
 from autoprune.prune import Recipe, prune_blocks
-from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, output_error, sparsegpt, swaps
+from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, output_error, sparsegpt, swaps, towards_dense
 from autoprune.sparsity import Target, keep_mask
 from autoprune.statistics import InputStatistics
 from autoprune.stream import Visit, micro_batches, walk
@@ -336,6 +336,27 @@ def test_admm_damps_more_where_lapack_does_not_converge(monkeypatch: pytest.Monk
     assert (calls[2].diagonal() > 1.05).all()
 
 
+# ---------------------------------------------------------------- towards the unpruned model
+
+
+def test_towards_dense_is_least_squares_from_the_inputs_there_are():
+    generator = torch.Generator().manual_seed(14)
+    x_TC = torch.randn(200, 16, generator=generator).double()
+    dense_TC = x_TC @ torch.randn(16, 16, generator=generator).double() / 4
+    weight_RC = torch.randn(5, 16, generator=generator)
+    gram_CC, cross_CC = x_TC.T @ x_TC / 200, dense_TC.T @ x_TC / 200
+    found_RC = towards_dense(weight_RC, gram_CC.float(), cross_CC.float(), damping=1e-9)
+    expected_CR = torch.linalg.lstsq(x_TC, dense_TC @ weight_RC.double().T).solution
+    torch.testing.assert_close(found_RC.double(), expected_CR.T, rtol=1e-4, atol=1e-4)
+
+
+def test_towards_dense_changes_nothing_where_inputs_are_the_same_or_dead():
+    weight_RC, _, gram_CC = problem(5, 16, 60, 0.5, seed=15, dead=3)
+    assert torch.equal(towards_dense(weight_RC, gram_CC, gram_CC), weight_RC)
+    other_RC = towards_dense(weight_RC, gram_CC, gram_CC * 0.9)
+    assert torch.equal(other_RC[:, :3], weight_RC[:, :3])
+
+
 # ---------------------------------------------------------------- in a prune
 
 
@@ -362,6 +383,7 @@ STAGES: list[dict[str, Any]] = [
     {"update": "least_squares"},
     {"update": "sparsegpt"},
     {"update": "admm"},
+    {"update": "admm", "aim": "dense"},
 ]
 
 
@@ -379,6 +401,22 @@ def test_every_stage_keeps_counts_and_patterns(architecture: str, target: Target
     assert fingerprint(model) != fingerprint(plain)
     if options != {"refine": "dsnot"}:
         assert distance(model, architecture) < distance(plain, architecture)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("update", ["least_squares", "sparsegpt", "admm"])
+def test_aiming_at_the_unpruned_model_brings_its_outputs_closer(architecture: str, update: str):
+    tokens_BL = tiny.tokens(32, 48)
+    logits = []
+    for aim in ("own", "dense", None):
+        model: Any = tiny.model(architecture)
+        if aim:
+            recipe = Recipe(method=Method.of(algorithms.load("wanda"), update=update, aim=aim), target=Target.of(0.6))
+            prune_blocks(InMemoryBlocks(model), recipe, tokens_BL, lambda layer: None)
+        with torch.no_grad():
+            logits.append(model(input_ids=tokens_BL, use_cache=False).logits)
+    own, dense = ((pruned - logits[2]).square().mean() for pruned in logits[:2])
+    assert dense < own
 
 
 def test_an_update_keeps_the_mask():
@@ -400,6 +438,7 @@ def test_all_protected_means_no_swap():
     [
         ({"refine": "swaps", "update": "admm"}, "nothing to refine"),
         ({"refine": "dsnot", "update": "sparsegpt"}, "nothing to refine"),
+        ({"aim": "dense"}, "for an update"),
         ({"max_swaps": 3}, "for refine=swaps"),
         ({"protect": 0.5, "refine": "dsnot"}, "for refine=swaps"),
         ({"refine": "swap"}, "refine cannot be 'swap'; use none, swaps"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tiny
 from autoprune.errors import AutopruneError
 from autoprune.models import InMemoryBlocks, Linear
-from autoprune.stream import PROPAGATION, Visit, micro_batches, walk
+from autoprune.stream import DENSE_GRAM, PROPAGATION, Visit, micro_batches, walk
 
 EVERYTHING = frozenset({"sum", "sum_of_squares", "max", "gram"})
 WANDA = frozenset({"sum_of_squares"})
@@ -112,6 +112,37 @@ def test_one_pass_statistics_are_those_of_the_model_pruned_so_far(architecture: 
     for visit in walk(InMemoryBlocks(model), tokens_BL.split(2), collects=EVERYTHING):
         assert_statistics(visit, inputs_of(shadow, [visit.linear.name], tokens_BL)[visit.linear.name])
         same_layer(shadow, visit.linear).weight_RC.mul_(halve(visit))
+
+
+@architectures
+@pytest.mark.parametrize("propagation", PROPAGATION)
+def test_twins_bring_the_inputs_of_the_unpruned_model(architecture: str, propagation: str):
+    """X_d^T X, with X what the layer is judged by and X_d what the unpruned model gives it at the same tokens."""
+    model, tokens_BL = tiny.model(architecture), tiny.tokens()
+    names = names_of(InMemoryBlocks(model))
+    dense = inputs_of(copy.deepcopy(model), names, tokens_BL)
+    shadow = copy.deepcopy(model)
+    known, judged, waiting, block = 0, {}, [], -1
+    for visit in walk(
+        InMemoryBlocks(model),
+        micro_batches(tokens_BL, torch.device("cpu"), 48),
+        collects=EVERYTHING | {DENSE_GRAM},
+        propagation=propagation,
+    ):
+        name = visit.linear.name
+        if visit.linear.block != block or propagation == "one_pass":
+            for linear, mask_RC in waiting:
+                same_layer(shadow, linear).weight_RC.mul_(mask_RC)
+            waiting, block = [], visit.linear.block
+            judged = dense if propagation == "dense" else inputs_of(shadow, names, tokens_BL)
+        dense_CC = visit.inputs.dense_gram
+        if dense_CC is not None:
+            known += 1
+            assert judged[name].shape[:-1].numel() == tokens_BL.numel()
+            x_TC, dense_TC = (x[name].reshape(visit.inputs.tokens, -1).double() for x in (judged, dense))
+            torch.testing.assert_close(dense_CC.double(), dense_TC.T @ x_TC / len(x_TC), rtol=1e-3, atol=1e-5)
+        waiting.append((visit.linear, halve(visit)))
+    assert known == sum("expert" not in name for name in names)
 
 
 @architectures

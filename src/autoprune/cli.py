@@ -166,6 +166,11 @@ def cli(context: click.Context) -> None:
     help="none, least_squares, sparsegpt or admm: what happens to weights that stay.  [default: the algorithm's own]",
 )
 @click.option(
+    "--aim",
+    help="With an update, own or dense: come close to the layer's own outputs on the inputs it will receive, or to the "
+    "unpruned model's, which takes about twice the time.  [default: the algorithm's own, mostly own]",
+)
+@click.option(
     "--allocation",
     help="How layers share out the sparsity: uniform, sensitivity (equal marginal damage of layers pruned alone), auto "
     "(the best by measurement, at most three times the time of the prune), a library name (sdsa, owl, dlp, alpha, atp, "

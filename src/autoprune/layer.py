@@ -13,9 +13,9 @@ from torch import Tensor
 
 from autoprune.errors import AutopruneError
 from autoprune.language.program import OPTIONS, Program, Tape
-from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, sparsegpt, swaps
+from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, sparsegpt, swaps, towards_dense
 from autoprune.sparsity import Target, keep_mask
-from autoprune.stream import Visit
+from autoprune.stream import DENSE_GRAM, Visit
 
 CHOOSES_MASK = ("sparsegpt", "admm")
 """Updates that choose the mask themselves, asking the score again as weights change."""
@@ -34,6 +34,7 @@ class Method:
     max_swaps: float = 30
     protect: float = 0.0
     update: str = "none"
+    aim: str = "own"
 
     @classmethod
     def of(cls, program: Program, **given: str | float | None) -> Method:
@@ -42,6 +43,8 @@ class Method:
         for name in ("max_swaps", "protect"):
             if given.get(name) is not None and method.refine != "swaps":
                 raise AutopruneError(f"{name} is for refine=swaps, not {method.refine}", remedy="add refine swaps")
+        if method.aim != "own" and method.update == "none":
+            raise AutopruneError(f"aim={method.aim} is for an update, not for none", remedy="add update least_squares")
         if method.refine != "none" and method.update in CHOOSES_MASK:
             raise AutopruneError(
                 f"update={method.update} chooses the mask itself, so refine={method.refine} has nothing to refine",
@@ -57,7 +60,8 @@ class Method:
     @property
     def collects(self) -> frozenset[str]:
         """The running sums that have to be kept."""
-        return self.score.collects.union(_NEEDS.get(self.refine, ()), _NEEDS.get(self.update, ()))
+        aim = (DENSE_GRAM,) if self.aim == "dense" else ()
+        return self.score.collects.union(_NEEDS.get(self.refine, ()), _NEEDS.get(self.update, ()), aim)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,14 @@ def solve(visit: Visit, method: Method, target: Target, count: int) -> Solution:
         return Solution(solution.keep_RC, solution.weight_RC, f"{error.what}: pruned by score, weights as they were")
 
 
+def _wanted(visit: Visit, method: Method) -> Tensor:
+    """The weight (R, C) that an update stays close to."""
+    dense_CC = visit.inputs.dense_gram if method.aim == "dense" else None
+    if dense_CC is None:
+        return visit.linear.weight_RC
+    return towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC)
+
+
 def _score_first(visit: Visit, method: Method, target: Target, count: int) -> Solution:
     weight_RC, inputs = visit.linear.weight_RC, visit.inputs
     score_RC = visit.score(method.score)
@@ -92,7 +104,7 @@ def _score_first(visit: Visit, method: Method, target: Target, count: int) -> So
         case "dsnot":
             keep_RC = dsnot(weight_RC, keep_RC, inputs.input_mean, inputs.input_std, score_RC, group=target.group)
     if method.update == "least_squares":
-        weight_RC = least_squares(weight_RC, keep_RC, inputs.gram)
+        weight_RC = least_squares(_wanted(visit, method), keep_RC, inputs.gram)
     return Solution(keep_RC, weight_RC)
 
 
@@ -106,7 +118,7 @@ def _highest(score_RC: Tensor, keep_RC: Tensor, share: float) -> Tensor:
 
 
 def _admm(visit: Visit, method: Method, target: Target, count: int) -> Solution:
-    weight_RC, gram_CC, score = visit.linear.weight_RC, visit.inputs.gram, visit.scorer(method.score)
+    weight_RC, gram_CC, score = _wanted(visit, method), visit.inputs.gram, visit.scorer(method.score)
     keep_RC, start_RC = admm(
         weight_RC, gram_CC, lambda weight_RC: keep_mask(score(weight_RC), target, count, method.compare)
     )
@@ -114,7 +126,7 @@ def _admm(visit: Visit, method: Method, target: Target, count: int) -> Solution:
 
 
 def _sparsegpt(visit: Visit, method: Method, target: Target, count: int) -> Solution:
-    weight_RC, score = visit.linear.weight_RC, visit.scorer(method.score)
+    weight_RC, score = _wanted(visit, method), visit.scorer(method.score)
     columns = weight_RC.shape[1]
 
     def select(part_Rc: Tensor, curvature_1c: Tensor, chosen: slice) -> Tensor:

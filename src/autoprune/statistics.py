@@ -64,6 +64,8 @@ class InputStatistics:
         self._squares_C = torch.zeros(columns, dtype=wide, device=device) if "sum_of_squares" in collects else None
         self._max_C = torch.zeros(columns, device=device) if "max" in collects else None
         self._gram_CC = torch.zeros(columns, columns, device=device) if "gram" in collects else None
+        self._dense_CC = torch.zeros(columns, columns, device=device) if "dense_gram" in collects else None
+        self._dense_tokens = 0
 
     def add(self, input_TC: Tensor) -> None:
         """Count a batch of inputs, shape (..., C), any floating dtype."""
@@ -87,6 +89,22 @@ class InputStatistics:
             with exact_products(input_TC.dtype):
                 for part_TC in input_TC.split(_GRAM_TOKENS):
                     add_upper_gram_(self._gram_CC, part_TC.float())
+
+    def add_dense(self, dense_TC: Tensor, x_TC: Tensor) -> None:
+        """Count the inputs that the unpruned model has at the same tokens as a batch that was added."""
+        assert self._dense_CC is not None
+        dense_TC, x_TC = (part.reshape(-1, self.columns) for part in (dense_TC, x_TC))
+        self._dense_tokens += len(x_TC)
+        with exact_products(x_TC.dtype):
+            for dense_part, part in zip(dense_TC.split(_GRAM_TOKENS), x_TC.split(_GRAM_TOKENS), strict=True):
+                self._dense_CC.addmm_(dense_part.float().T, part.float())
+
+    @cached_property
+    def dense_gram(self) -> Tensor | None:
+        """X_d^T X / T with X_d the inputs that the unpruned model has (C, C); None where they are not known."""
+        if self._dense_CC is None or not self.tokens or self._dense_tokens != self.tokens:
+            return None
+        return self._dense_CC / self.tokens
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
         """A statistic of `autoprune.language.STATISTICS`, not `gradient`, for one layer: float32, two-dimensional."""

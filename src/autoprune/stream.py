@@ -31,6 +31,9 @@ from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.statistics import Gradient, InputStatistics
 
+DENSE_GRAM = "dense_gram"
+"""The running sum that needs the unpruned model's inputs beside the pruned one's."""
+
 PROPAGATION = {
     "one_pass": "a layer sees inputs from layers that are already pruned, its own block's included",
     "block": "a block's layers are all measured before any is pruned, then it runs once more (Wanda's scheme)",
@@ -200,6 +203,7 @@ class _Batch:
         self.inputs: InputStatistics | None = None
         self.complete = False
         self.position = 0  # blocks entered, where `walk_blocks` runs it
+        self.x: Tensor | None = None  # what the layer it stands at will receive
         self.entered: list[tuple[Tensor, int]] = []
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self.driver = getcurrent()
@@ -238,8 +242,16 @@ class _Lockstep:
         gradients: Mapping[str, Gradient],
     ):
         self.source, self.collects, self.propagation, self.gradients = source, collects, propagation, gradients
-        self.batches = [_Batch(partial(_forward, source.model, tokens_BL)) for tokens_BL in batches]
+        forwards = [partial(_forward, source.model, tokens_BL) for tokens_BL in batches]
+        self.batches = [_Batch(forward) for forward in forwards]
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
+        # Each micro-batch once more, through the unpruned model: it follows the first from stop to stop.
+        self.twins: dict[_Batch, _Batch] = {}
+        if DENSE_GRAM in collects:
+            self.twins = {batch: _Batch(forward) for batch, forward in zip(self.batches, forwards, strict=True)}
+        self.tokens = {batch: tokens_BL.numel() for batch, tokens_BL in zip(self.batches, batches, strict=True)}
+        self.followed = {twin.greenlet: batch for batch, twin in self.twins.items()}
+        self.unpruned: dict[Linear, Tensor] = {}  # weights of the open block as they were, for the twins
         self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}
         self.hooks: list[RemovableHandle] = []
@@ -257,11 +269,12 @@ class _Lockstep:
             visits = (
                 Visit(linear, inputs, depth, self.gradients.get(linear.name)) for linear, inputs in self._complete()
             )
-            yield from visits if self.propagation == "one_pass" else list(visits)
+            yield from self._remembering(visits) if self.propagation == "one_pass" else list(visits)
             if self.propagation == "block" and index < last:
                 for batch in self.batches:
                     batch.run()  # through the block once more, now that it is pruned
             self._unhook()
+            self.unpruned = {}
             self.source.release(index)
 
     def _complete(self) -> Iterator[tuple[Linear, InputStatistics]]:
@@ -275,6 +288,7 @@ class _Lockstep:
                     assert batch.inputs is not None
                     yield self._visited(batch.at), batch.inputs
                     batch.run()
+                self._follow(batch)
             # All stand at a layer or at the end of the block. Where experts have scattered them, the first layer in
             # order of definition is next: the order in which experts are called.
             waiting = [(batch.at, batch) for batch in self.batches if batch.at]
@@ -286,6 +300,25 @@ class _Lockstep:
         for linear in list(self.pending.values()):  # no token reached these
             yield self._visited(linear), self._statistics(linear)
 
+    def _remembering(self, visits: Iterator[Visit]) -> Iterator[Visit]:
+        """The visits. Of each layer's weight as it was a copy is kept for the twins."""
+        for visit in visits:
+            if self.twins:
+                self.unpruned[visit.linear] = visit.linear.parameter.data.clone()
+            yield visit
+
+    def _follow(self, batch: _Batch) -> None:
+        """Let a twin go on to where its micro-batch stands."""
+        if twin := self.twins.get(batch):
+            pruned = {linear: linear.parameter.data for linear in self.unpruned}
+            try:
+                for linear, weight in self.unpruned.items():
+                    linear.parameter.data = weight
+                twin.run()
+            finally:
+                for linear, weight in pruned.items():
+                    linear.parameter.data = weight
+
     def _visited(self, linear: Linear) -> Linear:
         return self.pending.pop(linear.module)
 
@@ -294,7 +327,11 @@ class _Lockstep:
 
     def _arrive(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Before a linear layer computes."""
-        batch, linear = self.by_greenlet.get(getcurrent()), self.pending.get(module)
+        linear, current = self.pending.get(module), getcurrent()
+        if (followed := self.followed.get(current)) and linear and followed.at is linear:
+            self._add_dense(followed, args[0])
+            self.twins[followed].stop(linear)
+        batch = self.by_greenlet.get(current)
         if batch is None or linear is None:
             return
         x = args[0]
@@ -304,7 +341,17 @@ class _Lockstep:
             if linear not in self.collecting:
                 self.collecting[linear] = self._statistics(linear)
             batch.count(x, self.collecting[linear])
+        if self.twins:
+            batch.x = x
         batch.stop(linear)
+
+    def _add_dense(self, followed: _Batch, dense: Tensor) -> None:
+        """Count the twin's input beside that of its micro-batch, where both are of all its tokens: experts are sent
+        others in the unpruned model."""
+        assert followed.inputs is not None
+        assert followed.x is not None
+        if all(x.shape[:-1].numel() == self.tokens[followed] for x in (dense, followed.x)):
+            followed.inputs.add_dense(dense, followed.x)
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block computes."""
@@ -313,9 +360,12 @@ class _Lockstep:
 
     def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After a block has computed."""
+        if followed := self.followed.get(getcurrent()):
+            self.twins[followed].stop(None)
         batch = self.by_greenlet.get(getcurrent())
         if batch is None:
             return None
+        batch.x = None
         batch.stop(None)
         if self.propagation == "block":
             if any(tensor._version != version for tensor, version in batch.entered):
@@ -335,5 +385,5 @@ class _Lockstep:
 
     def close(self) -> None:
         self._unhook()
-        for batch in self.batches:
+        for batch in (*self.batches, *self.twins.values()):
             batch.close()

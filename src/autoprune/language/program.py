@@ -81,6 +81,13 @@ _OPTION_ROWS = [
         "group, with inverse_gram_diagonal of those that are left), admm",
     ),
     Option(
+        name="aim",
+        function="score",
+        choices=("own", "dense"),
+        doc="whose outputs an update comes close to: the layer's own on the inputs it will receive, or the unpruned "
+        "model's, which also makes up for the layers before it, in about twice the time",
+    ),
+    Option(
         name="granularity",
         function="allocate",
         choices=("block", "linear"),

@@ -11,5 +11,6 @@ from autoprune.solvers.dsnot import dsnot
 from autoprune.solvers.least_squares import least_squares
 from autoprune.solvers.sparsegpt import sparsegpt
 from autoprune.solvers.swaps import swaps
+from autoprune.solvers.towards_dense import towards_dense
 
-__all__ = ["UnsolvableError", "admm", "dsnot", "least_squares", "output_error", "sparsegpt", "swaps"]
+__all__ = ["UnsolvableError", "admm", "dsnot", "least_squares", "output_error", "sparsegpt", "swaps", "towards_dense"]
