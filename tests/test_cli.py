@@ -585,7 +585,7 @@ def test_ctrl_c_while_replacing_keeps_what_was_there(
 
 
 def test_sigterm_is_as_ctrl_c(run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch):
-    def terminate(*_: Any) -> None:
+    def terminate(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(sys.modules["autoprune.prune"], "solve", terminate)

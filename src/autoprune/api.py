@@ -19,6 +19,7 @@ from autoprune import algorithms
 from autoprune.allocate import shares
 from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation
 from autoprune.auto import choose
+from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
@@ -45,7 +46,7 @@ from autoprune.models import (
     weight_bytes,
 )
 from autoprune.progress import Progress, Silent
-from autoprune.prune import PrunedLayer, Recipe, prune_blocks
+from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
 from autoprune.sparsity import Target
 from autoprune.stream import PROPAGATION
 
@@ -137,6 +138,7 @@ def prune(
     method = Method.of(
         program, compare=compare, refine=refine, max_swaps=max_swaps, protect=protect, update=update, aim=aim
     )
+    method.check(target)
     sharing = choose_allocation(allocation, program).with_options(
         granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
     )
@@ -154,6 +156,11 @@ def prune(
     source = InMemoryBlocks(opened.model)
     for linear in all_linears(source):
         target.check_layer(linear.name, linear.shape[1])
+    channels = NONE_FREE
+    if method.refine == "permute":
+        with _evaluation_mode(opened.model):
+            channels = free_channels(source)
+        channels.require_any()
     clock.lap("open")
 
     tokens_BL, text = None, None
@@ -177,13 +184,19 @@ def prune(
         gradients = loss_gradients(source, method.score, tokens_BL, progress)
         progress.stage(f"pruning with {program.name} to {target}", total)
         layers = prune_blocks(
-            source, recipe, tokens_BL, lambda layer: progress.advance(layer.shape[0] * layer.shape[1]), gradients
+            source,
+            recipe,
+            tokens_BL,
+            lambda layer: progress.advance(layer.shape[0] * layer.shape[1]),
+            gradients,
+            channels,
         )
     clock.lap("prune")
 
     notes = [f"{layer.name}: no calibration token reached it; scored by weights alone" for layer in layers
              if method.collects and layer.calibration_tokens == 0]  # fmt: skip
     notes += [f"{layer.name}: {layer.fallback}" for layer in layers if layer.fallback]
+    notes += _own_orders(layers)
     for line in notes:
         progress.note(line)
     settings = {
@@ -366,6 +379,18 @@ def _shares(
         for index, (group, share) in enumerate(zip(groups, found.sparsity_L, strict=True))
     ]
     return list(measurements.per_linear(found.sparsity_L, allocation.granularity)), record
+
+
+def _own_orders(layers: list[PrunedLayer]) -> list[str]:
+    """A line for each reason why layers were not permuted, with the kinds of layers it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.own_order:
+            by_reason.setdefault(layer.own_order, []).append(layer.name.rsplit(".", 1)[-1])
+    return [
+        f"columns of {len(names)} layers not permuted ({', '.join(dict.fromkeys(names))}): {reason}"
+        for reason, names in by_reason.items()
+    ]
 
 
 class _Clock:

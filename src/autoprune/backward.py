@@ -25,28 +25,40 @@ LOGITS_AT_ONCE = 1 << 27
 """Logits of one micro-batch: they and their gradient are there whole."""
 
 
+Replace = Callable[[nn.Module, Callable[..., Any]], None]
+
+
 @contextmanager
-def recomputing(source: BlockSource) -> Iterator[Callable[[nn.Module, Callable[..., Any]], None]]:
-    """Blocks are recomputed in the backward pass, and no parameter gets a gradient. Gives a function that replaces a
-    module's forward. At the end all is as it was."""
+def replacing_forward() -> Iterator[Replace]:
+    """Gives a function that replaces a module's forward. At the end all is as it was."""
     own: dict[nn.Module, Any] = {}
-    trainable = [parameter for parameter in source.model.parameters() if parameter.requires_grad]
 
     def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
         own.setdefault(module, module.__dict__.get("forward"))
         module.__dict__["forward"] = forward
 
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        for block in set(source.blocks):
-            replace(block, _Checkpointed(block.forward))
         yield replace
     finally:
         for module, forward in own.items():
             module.__dict__.pop("forward", None)
             if forward is not None:
                 module.__dict__["forward"] = forward
+
+
+@contextmanager
+def recomputing(source: BlockSource) -> Iterator[Replace]:
+    """Blocks are recomputed in the backward pass, and no parameter gets a gradient. Gives a function that replaces a
+    module's forward. At the end all is as it was."""
+    trainable = [parameter for parameter in source.model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with replacing_forward() as replace:
+            for block in set(source.blocks):
+                replace(block, _Checkpointed(block.forward))
+            yield replace
+    finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
 

@@ -157,7 +157,8 @@ def cli(context: click.Context) -> None:
 @click.option("--compare", help="row or layer: where weights compete, instead of the algorithm's own choice.")
 @click.option(
     "--refine",
-    help="none, swaps or dsnot: how the mask is improved before weights go.  [default: the algorithm's own]",
+    help="none, swaps, dsnot or permute: how the mask is improved before weights go; permute regroups the columns for "
+    "--pattern, in layers where the order can be folded into the layer before.  [default: the algorithm's own]",
 )
 @click.option("--max-swaps", type=int, help="With swaps: at most so many in each output row.  [default: 30]")
 @click.option("--protect", type=float, help="With swaps: share of kept weights that stay, by score.  [default: 0]")

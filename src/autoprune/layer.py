@@ -13,7 +13,16 @@ from torch import Tensor
 
 from autoprune.errors import AutopruneError
 from autoprune.language.program import OPTIONS, Program, Tape
-from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, sparsegpt, swaps, towards_dense
+from autoprune.solvers import (
+    UnsolvableError,
+    admm,
+    dsnot,
+    least_squares,
+    permute,
+    sparsegpt,
+    swaps,
+    towards_dense,
+)
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import DENSE_GRAM, Visit
 
@@ -52,6 +61,14 @@ class Method:
             )
         return method
 
+    def check(self, target: Target) -> None:
+        """Refuse what does not fit the target."""
+        if self.refine == "permute" and not target.group:
+            raise AutopruneError(
+                "refine=permute is for n:m patterns: without groups the order of columns makes no difference",
+                remedy="use --pattern 2:4, or --refine none or swaps",
+            )
+
     @property
     def options(self) -> dict[str, str | float]:
         """The header options by name."""
@@ -66,16 +83,21 @@ class Method:
 
 @dataclass(frozen=True)
 class Solution:
-    """The mask (R, C), the weights that go with it, zero elsewhere, and what could not be done, if anything."""
+    """The mask (R, C), the weights that go with it, and what could not be done, if anything. Where there is an
+    `order_C`, the mask has the target's pattern once columns are put in that order."""
 
     keep_RC: Tensor
     weight_RC: Tensor
     fallback: str = ""
+    order_C: Tensor | None = None
 
 
-def solve(visit: Visit, method: Method, target: Target, count: int) -> Solution:
-    """Choose exactly `count` weights of a layer to go, and values for the others."""
+def solve(visit: Visit, method: Method, target: Target, count: int, *, any_order: bool = False) -> Solution:
+    """Choose exactly `count` weights of a layer to go, and values for the others; `any_order` allows its columns to be
+    put in another order afterwards."""
     try:
+        if any_order and method.refine == "permute":
+            return _permuted(visit, method, target, count)
         return _SOLVE.get(method.update, _score_first)(visit, method, target, count)
     except UnsolvableError as error:
         plain = Method(score=method.score, compare=method.compare)
@@ -103,9 +125,29 @@ def _score_first(visit: Visit, method: Method, target: Target, count: int) -> So
             )
         case "dsnot":
             keep_RC = dsnot(weight_RC, keep_RC, inputs.input_mean, inputs.input_std, score_RC, group=target.group)
+    return Solution(keep_RC, _updated(visit, method, keep_RC))
+
+
+def _updated(visit: Visit, method: Method, keep_RC: Tensor) -> Tensor:
     if method.update == "least_squares":
-        weight_RC = least_squares(_wanted(visit, method), keep_RC, inputs.gram)
-    return Solution(keep_RC, weight_RC)
+        return least_squares(_wanted(visit, method), keep_RC, visit.inputs.gram)
+    return visit.linear.weight_RC
+
+
+def _permuted(visit: Visit, method: Method, target: Target, count: int) -> Solution:
+    """The order only says which columns share a group: weights stay where they are, since tokens have passed the
+    layers before, and are folded when no token is under way."""
+    score_RC = visit.score(method.score)
+    R, C = score_RC.shape
+    keep = target.group - round(count * target.group / (R * C))  # the target's, or what the allocation leaves
+    order_C = permute(score_RC, keep, target.group)
+    keep_RC = keep_mask(score_RC, target, count, method.compare)
+    other_RC = torch.empty_like(keep_RC)
+    other_RC[:, order_C] = keep_mask(score_RC[:, order_C], target, count, method.compare)
+    own, other = (float((score_RC * mask_RC).sum(1).cpu().double().sum()) for mask_RC in (keep_RC, other_RC))
+    if other <= own:
+        return Solution(keep_RC, _updated(visit, method, keep_RC))
+    return Solution(other_RC, _updated(visit, method, other_RC), order_C=order_C)
 
 
 def _highest(score_RC: Tensor, keep_RC: Tensor, share: float) -> Tensor:

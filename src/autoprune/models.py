@@ -81,13 +81,18 @@ class Linear:
     def weight_gradients(self, x_BTC: Tensor, delta_BTR: Tensor) -> Tensor:
         """Gradient by the weight for each of B inputs on its own: float32 (B, R, C), `delta_BTR` by the output."""
         x_BTC, delta_BTR = x_BTC.float(), delta_BTR.float()
-        if type(self.module).forward in (nn.Linear.forward, Conv1D.forward):
+        if self.is_plain:
             return delta_BTR.mT @ x_BTC
         weight_RC = self.weight_RC.float().detach().requires_grad_()
         with torch.enable_grad():
             outputs = [self.compute(x_TC, weight_RC, bias=False) for x_TC in x_BTC]
         pairs = zip(outputs, delta_BTR, strict=True)
         return torch.stack([torch.autograd.grad(y_TR, weight_RC, delta_TR)[0] for y_TR, delta_TR in pairs])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it computes weight @ x + bias and nothing else."""
+        return type(self.module).forward in (nn.Linear.forward, Conv1D.forward)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autoprune.allocation import counts
+from autoprune.channels import Channels, fold_
 from autoprune.layer import Method, solve
-from autoprune.models import BlockSource, all_linears, input_device
+from autoprune.models import BlockSource, Linear, all_linears, input_device
 from autoprune.sparsity import Target, count_zeros, zero_pruned_
 from autoprune.statistics import Gradient
 from autoprune.stream import NO_GRADIENTS, micro_batches, walk
+
+NONE_FREE = Channels()
+NO_GAIN = "no order was found that retains more of its score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +33,14 @@ class Recipe:
     sparsity_N: Sequence[float] | None = None
     micro_batch_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        self.method.check(self.target)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedLayer:
     """What became of one layer; `zeros` counts all zeros of the weight, also those it had before; `fallback` says what
-    could not be done."""
+    could not be done, `own_order` why refine=permute left its columns in their order."""
 
     name: str
     shape: tuple[int, int]
@@ -41,6 +48,7 @@ class PrunedLayer:
     zeros: int
     calibration_tokens: int
     fallback: str = ""
+    own_order: str = ""
 
 
 def prune_blocks(
@@ -49,9 +57,10 @@ def prune_blocks(
     tokens_BL: Tensor | None,
     on_layer: Callable[[PrunedLayer], None],
     gradients: Mapping[str, Gradient] = NO_GRADIENTS,
+    channels: Channels = NONE_FREE,
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
-    for one that names none."""
+    for one that names none; `channels` says which layers refine=permute may permute."""
     target = recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
@@ -62,10 +71,16 @@ def prune_blocks(
         batches = micro_batches(tokens_BL, input_device(source.model), recipe.micro_batch_tokens)
 
     pruned = []
+    orders: dict[Linear, Tensor] = {}
     collects = recipe.method.collects
     for visit in walk(source, batches, collects=collects, propagation=recipe.propagation, gradients=gradients):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
-        solution = solve(visit, recipe.method, target, count_of[linear])
+        solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
+        own_order = ""
+        if solution.order_C is not None:
+            orders[linear] = solution.order_C
+        elif recipe.method.refine == "permute":
+            own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
         if solution.weight_RC is not weight_RC:
             weight_RC.copy_(solution.weight_RC)
         zero_pruned_(weight_RC, solution.keep_RC)
@@ -77,7 +92,10 @@ def prune_blocks(
                 zeros=count_zeros(weight_RC),
                 calibration_tokens=visit.tokens,
                 fallback=solution.fallback,
+                own_order=own_order,
             )
         )
         on_layer(pruned[-1])
+    for linear, order_C in orders.items():
+        fold_(linear, order_C, channels.before[linear])
     return pruned

@@ -53,8 +53,9 @@ _OPTION_ROWS = [
     Option(
         name="refine",
         function="score",
-        choices=("none", "swaps", "dsnot"),
-        doc="how the mask is improved: not at all, by swaps that lower the output error, by DSnoT's that restore means",
+        choices=("none", "swaps", "dsnot", "permute"),
+        doc="how the mask is improved: not at all; by swaps that lower the output error; by DSnoT's that restore "
+        "means; for n:m patterns, by RIA's permutation of input columns, in layers where it is free at run time",
     ),
     Option(
         name="max_swaps",
