@@ -85,9 +85,10 @@ FORMULAS = {
     "alps": wanda,
     "dsnot": wanda,
     "swaps-wanda": wanda,
+    "best": wanda,
 }
-BY_LAYER = {"magnitude", "ria", "sparsegpt", "alps"}
-STAGES = {"sparsegpt": "sparsegpt", "alps": "admm", "dsnot": "dsnot", "swaps-wanda": "swaps"}
+BY_LAYER = {"magnitude", "ria", "sparsegpt", "alps", "best"}
+STAGES = {"sparsegpt": "sparsegpt", "alps": "admm", "best": "admm", "dsnot": "dsnot", "swaps-wanda": "swaps"}
 
 
 def test_every_library_program_has_a_formula():

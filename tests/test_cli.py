@@ -204,7 +204,7 @@ def test_prune_says_what_became_of_mask_and_weights(run: Run, checkpoint: Path, 
     record = json.loads((work / "out" / "autoprune.json").read_text())
     assert record["method"] == {
         "compare": "row", "refine": "swaps", "max_swaps": 3, "protect": 0.25, "update": "least_squares",
-        "aim": "own",
+        "towards_dense": 0.0,
     }  # fmt: skip
 
 

@@ -345,15 +345,15 @@ def test_towards_dense_is_least_squares_from_the_inputs_there_are():
     dense_TC = x_TC @ torch.randn(16, 16, generator=generator).double() / 4
     weight_RC = torch.randn(5, 16, generator=generator)
     gram_CC, cross_CC = x_TC.T @ x_TC / 200, dense_TC.T @ x_TC / 200
-    found_RC = towards_dense(weight_RC, gram_CC.float(), cross_CC.float(), damping=1e-9)
+    found_RC = towards_dense(weight_RC, gram_CC.float(), cross_CC.float(), 1.0, damping=1e-9)
     expected_CR = torch.linalg.lstsq(x_TC, dense_TC @ weight_RC.double().T).solution
     torch.testing.assert_close(found_RC.double(), expected_CR.T, rtol=1e-4, atol=1e-4)
 
 
 def test_towards_dense_changes_nothing_where_inputs_are_the_same_or_dead():
     weight_RC, _, gram_CC = problem(5, 16, 60, 0.5, seed=15, dead=3)
-    assert torch.equal(towards_dense(weight_RC, gram_CC, gram_CC), weight_RC)
-    other_RC = towards_dense(weight_RC, gram_CC, gram_CC * 0.9)
+    assert torch.equal(towards_dense(weight_RC, gram_CC, gram_CC, 1.0), weight_RC)
+    other_RC = towards_dense(weight_RC, gram_CC, gram_CC * 0.9, 0.5)
     assert torch.equal(other_RC[:, :3], weight_RC[:, :3])
 
 
@@ -383,7 +383,7 @@ STAGES: list[dict[str, Any]] = [
     {"update": "least_squares"},
     {"update": "sparsegpt"},
     {"update": "admm"},
-    {"update": "admm", "aim": "dense"},
+    {"update": "admm", "towards_dense": 0.5},
 ]
 
 
@@ -408,10 +408,11 @@ def test_every_stage_keeps_counts_and_patterns(architecture: str, target: Target
 def test_aiming_at_the_unpruned_model_brings_its_outputs_closer(architecture: str, update: str):
     tokens_BL = tiny.tokens(32, 48)
     logits = []
-    for aim in ("own", "dense", None):
+    for share in (0.0, 0.5, None):
         model: Any = tiny.model(architecture)
-        if aim:
-            recipe = Recipe(method=Method.of(algorithms.load("wanda"), update=update, aim=aim), target=Target.of(0.6))
+        if share is not None:
+            method = Method.of(algorithms.load("wanda"), update=update, towards_dense=share)
+            recipe = Recipe(method=method, target=Target.of(0.6))
             prune_blocks(InMemoryBlocks(model), recipe, tokens_BL, lambda layer: None)
         with torch.no_grad():
             logits.append(model(input_ids=tokens_BL, use_cache=False).logits)
@@ -438,7 +439,7 @@ def test_all_protected_means_no_swap():
     [
         ({"refine": "swaps", "update": "admm"}, "nothing to refine"),
         ({"refine": "dsnot", "update": "sparsegpt"}, "nothing to refine"),
-        ({"aim": "dense"}, "for an update"),
+        ({"towards_dense": 0.5}, "for an update"),
         ({"max_swaps": 3}, "for refine=swaps"),
         ({"protect": 0.5, "refine": "dsnot"}, "for refine=swaps"),
         ({"refine": "swap"}, "refine cannot be 'swap'; use none, swaps"),

@@ -102,7 +102,7 @@ def prune(
     max_swaps: int | None = None,
     protect: float | None = None,
     update: str | None = None,
-    aim: str | None = None,
+    towards_dense: float | None = None,
     allocation: str | Path | Program | None = None,
     granularity: str | None = None,
     strength: float | None = None,
@@ -124,7 +124,7 @@ def prune(
     `model` is a hub id, a folder, a .gguf file or "demo", or a live transformers model (then with its `tokenizer`;
     `dtype` and `device` are left as they are). Give `sparsity` in [0, 1) or `pattern` n:m (n kept of m).
     `algorithm` is a library name, a program file or a Program; `compare`, `refine`, `max_swaps`, `protect`,
-    `update` and `aim` override the options of its score (see `autoprune.language.program.OPTIONS`).
+    `update` and `towards_dense` override the options of its score (see `autoprune.language.program.OPTIONS`).
     `allocation` says how layers share out the sparsity: "uniform", "sensitivity", "auto", or a program that defines
     `allocate`; without it the algorithm's own is used, or else uniform. `granularity`, `strength`, `max_shift` and
     `temperature` override the allocation's options (see `autoprune.language.program.OPTIONS`).
@@ -136,7 +136,13 @@ def prune(
     program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
     target = Target.of(sparsity, pattern)
     method = Method.of(
-        program, compare=compare, refine=refine, max_swaps=max_swaps, protect=protect, update=update, aim=aim
+        program,
+        compare=compare,
+        refine=refine,
+        max_swaps=max_swaps,
+        protect=protect,
+        update=update,
+        towards_dense=towards_dense,
     )
     method.check(target)
     sharing = choose_allocation(allocation, program).with_options(

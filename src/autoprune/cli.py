@@ -167,9 +167,10 @@ def cli(context: click.Context) -> None:
     help="none, least_squares, sparsegpt or admm: what happens to weights that stay.  [default: the algorithm's own]",
 )
 @click.option(
-    "--aim",
-    help="With an update, own or dense: come close to the layer's own outputs on the inputs it will receive, or to the "
-    "unpruned model's, which takes about twice the time.  [default: the algorithm's own, mostly own]",
+    "--towards-dense",
+    type=float,
+    help="With an update: come close to the layer's own outputs on the inputs it will receive (0), to the unpruned "
+    "model's (1), or in between. Above 0 takes about twice the time.  [default: the algorithm's own, mostly 0]",
 )
 @click.option(
     "--allocation",

@@ -43,7 +43,7 @@ class Method:
     max_swaps: float = 30
     protect: float = 0.0
     update: str = "none"
-    aim: str = "own"
+    towards_dense: float = 0.0
 
     @classmethod
     def of(cls, program: Program, **given: str | float | None) -> Method:
@@ -52,8 +52,8 @@ class Method:
         for name in ("max_swaps", "protect"):
             if given.get(name) is not None and method.refine != "swaps":
                 raise AutopruneError(f"{name} is for refine=swaps, not {method.refine}", remedy="add refine swaps")
-        if method.aim != "own" and method.update == "none":
-            raise AutopruneError(f"aim={method.aim} is for an update, not for none", remedy="add update least_squares")
+        if method.towards_dense and method.update == "none":
+            raise AutopruneError("towards_dense is for an update, not for none", remedy="add update least_squares")
         if method.refine != "none" and method.update in CHOOSES_MASK:
             raise AutopruneError(
                 f"update={method.update} chooses the mask itself, so refine={method.refine} has nothing to refine",
@@ -77,8 +77,8 @@ class Method:
     @property
     def collects(self) -> frozenset[str]:
         """The running sums that have to be kept."""
-        aim = (DENSE_GRAM,) if self.aim == "dense" else ()
-        return self.score.collects.union(_NEEDS.get(self.refine, ()), _NEEDS.get(self.update, ()), aim)
+        twins = (DENSE_GRAM,) if self.towards_dense else ()
+        return self.score.collects.union(_NEEDS.get(self.refine, ()), _NEEDS.get(self.update, ()), twins)
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def solve(visit: Visit, method: Method, target: Target, count: int, *, any_order
 
 def _wanted(visit: Visit, method: Method) -> Tensor:
     """The weight (R, C) that an update stays close to."""
-    dense_CC = visit.inputs.dense_gram if method.aim == "dense" else None
+    dense_CC = visit.inputs.dense_gram if method.towards_dense else None
     if dense_CC is None:
         return visit.linear.weight_RC
-    return towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC)
+    return towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC, method.towards_dense)
 
 
 def _score_first(visit: Visit, method: Method, target: Target, count: int) -> Solution:

@@ -82,11 +82,13 @@ _OPTION_ROWS = [
         "group, with inverse_gram_diagonal of those that are left), admm",
     ),
     Option(
-        name="aim",
+        name="towards_dense",
         function="score",
-        choices=("own", "dense"),
-        doc="whose outputs an update comes close to: the layer's own on the inputs it will receive, or the unpruned "
-        "model's, which also makes up for the layers before it, in about twice the time",
+        default_number=0.0,
+        low=0.0,
+        high=1.0,
+        doc="with an update: what it comes close to, from the layer's own outputs on the inputs it will receive (0) to "
+        "the unpruned model's (1), which makes up for the layers before it; above 0 takes about twice the time",
     ),
     Option(
         name="granularity",

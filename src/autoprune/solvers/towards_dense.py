@@ -13,9 +13,14 @@ from autoprune.statistics import DAMPING
 
 
 def towards_dense(
-    weight_RC: Tensor, gram_CC: Tensor, dense_CC: Tensor, *, damping: float = DAMPING, share: float = 1.0
+    weight_RC: Tensor, gram_CC: Tensor, dense_CC: Tensor, share: float, *, damping: float = DAMPING
 ) -> Tensor:
-    """W + W (D - G) (G + d I)^-1 with D = X_d^T X / T, float32 (R, C): least squares for W X_d^T from X."""
+    """W + share * W (D - G) (G + d I)^-1 with D = X_d^T X / T, float32 (R, C).
+
+    With a share of 1 that is least squares for W X_d^T from X, d = `damping` times the mean of G's diagonal. The whole
+    way is worse than half of it: what cannot be known from damaged inputs is answered with the mean, so outputs shrink,
+    and more so after every layer.
+    """
     damped_CC = gram_CC.float().clone()
     damped_CC.diagonal().add_(damping * gram_CC.diagonal().mean())
     factor_CC, failed = torch.linalg.cholesky_ex(damped_CC)
