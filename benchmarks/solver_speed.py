@@ -1,0 +1,76 @@
+"""How long each refinement and update takes next to a plain Wanda prune of the same tokens.
+
+    python benchmarks/solver_speed.py MODEL --text FILE [--sequences 64] [--length 512] [--rounds 3] [--threads 2]
+
+One process; each round prunes the unpruned weights with every method in turn, so that noise of the machine meets all alike.
+Prints medians, and the ratio to the Wanda prune of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from autoprune.algorithms import load
+from autoprune.data import token_sequences
+from autoprune.layer import Method
+from autoprune.models import InMemoryBlocks, open_model
+from autoprune.prune import Recipe, all_linears, prune_blocks
+from autoprune.sparsity import Target
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "wanda": ("wanda", {}),
+    "least_squares": ("wanda", {"update": "least_squares"}),
+    "swaps": ("wanda", {"refine": "swaps"}),
+    "sparsegpt": ("sparsegpt", {}),
+    "alps": ("alps", {}),
+    "best": ("best", {}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sparsity", type=float, default=0.7)
+    parser.add_argument("--propagation", default="block")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    opened = open_model(options.model, device="cpu")
+    tokens_BL = token_sequences(
+        f"file:{options.text}", opened.tokenizer, sequences=options.sequences, length=options.length
+    )
+    source = InMemoryBlocks(opened.model)
+    unpruned = {linear.name: linear.weight_RC.clone() for linear in all_linears(source)}
+    names = ["wanda", *(name for name in options.methods if name != "wanda")]
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name in names:
+            algorithm, settings = METHODS[name]
+            method = Method.of(load(algorithm), **settings)
+            recipe = Recipe(method=method, target=Target.of(options.sparsity), propagation=options.propagation)
+            start = time.perf_counter()
+            prune_blocks(source, recipe, tokens_BL, lambda layer: None)
+            taken[name].append(time.perf_counter() - start)
+            for linear in all_linears(source):
+                linear.weight_RC.copy_(unpruned[linear.name])
+    for name, times in taken.items():
+        ratios = sorted(own / plain for own, plain in zip(times, taken["wanda"], strict=True))
+        print(
+            f"{name:<14} median {statistics.median(times):6.1f} s, ratio to wanda in its round: "
+            f"median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
