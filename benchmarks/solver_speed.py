@@ -2,8 +2,8 @@
 
     python benchmarks/solver_speed.py MODEL --text FILE [--sequences 64] [--length 512] [--rounds 3] [--threads 2]
 
-One process; each round prunes the unpruned weights with every method in turn, so that noise of the machine meets all alike.
-Prints medians, and the ratio to the Wanda prune of the same round.
+One process; each round prunes the unpruned weights with every method in turn, so that noise of the machine meets all
+alike. Prints medians, and the ratio to the Wanda prune of the same round.
 """
 
 from __future__ import annotations
