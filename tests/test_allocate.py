@@ -313,6 +313,7 @@ FORMULAS = {
     "alpha": (alpha, "spectral_alpha"),
     "atp": (atp, "depth"),
     "sdsa": (sdsa, "l_skewness"),
+    "best": (sdsa, "l_skewness"),
     "sdsa-fisher": (sdsa, "skewness"),
     "sdsa-reversed": (lambda x, sparsity: sdsa(-x, sparsity), "l_skewness"),
 }
