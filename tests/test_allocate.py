@@ -154,6 +154,15 @@ def test_the_one_that_is_given_comes_first(text: str):
     assert report.allocation == {"name": "uniform"}
 
 
+@pytest.mark.parametrize("name", NOT_PROGRAMS)
+def test_a_file_may_have_the_name_of_what_is_not_a_program(name: str, text: str, tmp_path: Path):
+    file = tmp_path / f"{name}.prune"
+    file.write_text("strength = 0.2\n\ndef allocate(depth):\n    return depth\n")
+    report = pruned(tiny.model(), text, allocation=file, sparsity=0.5, strength=0.1)
+    first, last = (report.layers[index].zeros / np.prod(report.layers[index].shape) for index in (0, -1))
+    assert first < 0.5 < last
+
+
 def test_an_allocation_may_be_a_file(text: str, tmp_path: Path):
     file = tmp_path / "mine.prune"
     file.write_text("strength = -0.2\ndef allocate(depth):\n    return depth\n")

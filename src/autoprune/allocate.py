@@ -31,9 +31,9 @@ def shares(allocation: Allocation, measurements: Measurements) -> Shares:
     """What an allocation gives each of its layers; the mean, weighted by size, is the target's sparsity."""
     target, granularity = measurements.target, allocation.granularity
     size_L = group_sizes(measurements.groups(granularity))
-    if allocation.name == UNIFORM:
+    if allocation.is_named(UNIFORM):
         return Shares(granularity=granularity, sparsity_L=np.full(len(size_L), float(target.fraction)), statistics={})
-    if allocation.name == SENSITIVITY:
+    if allocation.is_named(SENSITIVITY):
         curves = measurements.curves(granularity)
         log_damage_L, slope_L = curves.exponential(float(target.fraction))
         sparsity_L = equal_marginal_damage(log_damage_L, slope_L, size_L, target, allocation.max_shift)

@@ -55,7 +55,7 @@ class Allocation:
     def with_options(self, **options: str | float | None) -> Allocation:
         """The same with other options; None leaves one as it is."""
         given = accepted(**options)
-        used = () if self.name == UNIFORM else _SHARED
+        used = () if self.is_named(UNIFORM) else _SHARED
         if self.tape:
             named = "temperature" in self.tape.statistics
             used = tuple(name for name, option in OPTIONS.items()
@@ -68,11 +68,15 @@ class Allocation:
                 )
         return replace(self, **given)  # pyright: ignore[reportArgumentType]
 
+    def is_named(self, *names: str) -> bool:
+        """Whether it is one of these that are not programs; a program file may have the same name."""
+        return self.tape is None and self.name in names
+
     @property
     def needs_judge(self) -> bool:
         """Whether pruned models have to be compared with the dense one, on held-out text."""
         collects = self.tape.collects if self.tape else frozenset()
-        return self.name in (SENSITIVITY, AUTO) or bool(collects & {statistics.SENSITIVITY, statistics.MARGINAL_DAMAGE})
+        return self.is_named(SENSITIVITY, AUTO) or bool(collects & {statistics.SENSITIVITY, statistics.MARGINAL_DAMAGE})
 
     @property
     def needs_text(self) -> bool:

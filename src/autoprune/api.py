@@ -308,7 +308,7 @@ def diagnose(
     program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
     score, target = program.require("score"), Target.of(sparsity)
     sharing = choose_allocation(allocation, program)
-    if sharing.name == AUTO:
+    if sharing.is_named(AUTO):
         raise AutopruneError("auto cannot be drawn before a model is pruned", remedy="name another --allocation")
     if calibration != SELF:
         check_source(calibration)
@@ -360,7 +360,7 @@ def _shares(
 ) -> tuple[list[float] | None, dict[str, Any]]:
     """The sparsity of every linear layer (None where it is uniform), and what is recorded of how it came about."""
     record: dict[str, Any] = {"name": allocation.name}
-    if allocation.name == UNIFORM or target.fraction == 0:  # nothing to share out
+    if allocation.is_named(UNIFORM) or target.fraction == 0:  # nothing to share out
         return None, record
     record |= {name: getattr(allocation, name) for name in ("granularity", "max_shift", "least_kept")}
     if allocation.tape:
@@ -368,7 +368,7 @@ def _shares(
     measurements = Measurements(
         source, program.require("score"), compare, target, tokens_BL, judge=allocation.needs_judge, progress=progress
     )
-    if allocation.name == AUTO:
+    if allocation.is_named(AUTO):
         own = Allocation.of(program) if program.allocate else None
         choice = choose(measurements, allocation, own, propagation)
         uniform = next(row for row in reversed(choice.tried) if row["allocation"] == UNIFORM)
