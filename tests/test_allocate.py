@@ -20,6 +20,7 @@ from autoprune.allocation import NOT_PROGRAMS, Allocation, bounds, counts, proje
 from autoprune.auto import choose
 from autoprune.errors import AutopruneError
 from autoprune.language import read_program
+from autoprune.layer import Method
 from autoprune.layer_statistics import group_sizes
 from autoprune.measurements import LEVELS, Curves, Measurements
 from autoprune.models import InMemoryBlocks, all_linears, fingerprint
@@ -27,7 +28,7 @@ from autoprune.sparsity import Target
 
 PROGRAMS = algorithms.names("allocate")
 ALL = [*NOT_PROGRAMS, *PROGRAMS]
-WANDA = algorithms.load("wanda").require("score")
+WANDA = Method.of(algorithms.load("wanda"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def pruned(model: Any, text: str, **options: Any) -> autoprune.PruneReport:
 
 
 def measured(model: Any, target: Target, *, judge: bool = True) -> Measurements:
-    return Measurements(InMemoryBlocks(model), WANDA, "row", target, tiny.tokens(8, 24), judge=judge)
+    return Measurements(InMemoryBlocks(model), WANDA, target, tiny.tokens(8, 24), judge=judge)
 
 
 # ---------------------------------------------------------------- exact totals
@@ -368,7 +369,7 @@ def test_auto_tries_more_the_more_text_there_is(
 ):
     monkeypatch.setattr(auto, "BUDGET", 40.0)  # the head of a tiny model costs many times its blocks
     source = InMemoryBlocks(tiny.model())
-    measurements = Measurements(source, WANDA, "row", Target.of(0.6), tiny.tokens(*tokens), judge=True)
+    measurements = Measurements(source, WANDA, Target.of(0.6), tiny.tokens(*tokens), judge=True)
     choice = choose(measurements, Allocation.named("auto"), None, propagation)
     names = {row["allocation"] for row in choice.tried}
     assert "uniform" in names
@@ -428,7 +429,7 @@ def test_auto_goes_downhill_where_one_layer_matters(monkeypatch: pytest.MonkeyPa
         if linear.block != 1:
             linear.weight_RC.mul_(0.05)
     tokens_BL = tiny.tokens(256, 96)  # enough to pay for a few steps
-    measurements = Measurements(InMemoryBlocks(model), WANDA, "row", Target.of(0.6), tokens_BL, judge=True)
+    measurements = Measurements(InMemoryBlocks(model), WANDA, Target.of(0.6), tokens_BL, judge=True)
     choice = choose(measurements, Allocation.named("auto"), None, "block")
     uniform = next(row for row in reversed(choice.tried) if row["allocation"] == "uniform")
     assert choice.name.endswith("downhill")
@@ -441,7 +442,7 @@ def test_auto_tries_the_programs_own_allocation_first():
     own = Allocation.of(read_program(BOTH, name="both"))
     for tokens in ((8, 24), (64, 96), (512, 96)):
         source = InMemoryBlocks(tiny.model())
-        measurements = Measurements(source, WANDA, "row", Target.of(0.5), tiny.tokens(*tokens), judge=True)
+        measurements = Measurements(source, WANDA, Target.of(0.5), tiny.tokens(*tokens), judge=True)
         choice = choose(measurements, Allocation.named("auto"), own, "one_pass")
         assert choice.tried[0]["allocation"] == "both, strength 0.3, by block"
 

@@ -20,6 +20,7 @@ from autoprune.allocation import Allocation
 from autoprune.data import token_sequences
 from autoprune.evaluate import evaluate_tokens
 from autoprune.language import reference
+from autoprune.layer import Method
 from autoprune.measurements import Measurements
 from autoprune.models import InMemoryBlocks, OpenModel, all_linears, open_model
 from autoprune.sparsity import Target
@@ -134,8 +135,8 @@ def test_wanda_stays_closer_to_the_dense_model_than_magnitude(wanda: Any, magnit
 def test_sharing_out_by_skewness_and_by_measurement_helps(dense: OpenModel, calibration: str):
     """One-shot masks at 70 %: SDSA is better than uniform, its reverse worse; so is a step by what weights cost."""
     tokens_BL = token_sequences(calibration, dense.tokenizer, sequences=8, length=128)
-    source, wanda = InMemoryBlocks(dense.model), algorithms.load("wanda").require("score")
-    measurements = Measurements(source, wanda, "row", Target.of(0.7), tokens_BL, judge=True)
+    source, wanda = InMemoryBlocks(dense.model), Method.of(algorithms.load("wanda"))
+    measurements = Measurements(source, wanda, Target.of(0.7), tokens_BL, judge=True)
     damage = {}
     for name in ("uniform", "sdsa", "sdsa-reversed", "marginal"):
         allocation = Allocation.named(name) if name == "uniform" else Allocation.of(algorithms.load(name))

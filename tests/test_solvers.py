@@ -23,6 +23,7 @@ from autoprune.layer import Method, solve
 from autoprune.models import InMemoryBlocks, Linear, all_linears, fingerprint
 from autoprune.prune import Recipe, prune_blocks
 from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, output_error, sparsegpt, swaps, towards_dense
+from autoprune.solvers.conditioning import DAMPING, SWAPS_DAMPING
 from autoprune.sparsity import Target, keep_mask
 from autoprune.statistics import InputStatistics
 from autoprune.stream import Visit, micro_batches, walk
@@ -41,7 +42,7 @@ def problem(R: int, C: int, T: int, share: float, seed: int, dead: int = 0) -> t
 def exact(weight_RC: Tensor, keep_RC: Tensor, gram_CC: Tensor, damping: float) -> Tensor:
     """The damped problem of each row as an ordinary least squares problem, by LAPACK in float64."""
     gram = gram_CC.double().numpy().copy()
-    gram[np.diag_indices_from(gram)] += damping * np.diag(gram).mean()
+    gram[np.diag_indices_from(gram)] *= 1 + damping
     root = np.linalg.cholesky(gram).T  # root^T root = gram
     result = np.zeros(weight_RC.shape)
     for row, (w, keep) in enumerate(zip(weight_RC.double().numpy(), keep_RC.numpy(), strict=True)):
@@ -55,7 +56,7 @@ def exact(weight_RC: Tensor, keep_RC: Tensor, gram_CC: Tensor, damping: float) -
 def test_least_squares_is_the_direct_solution(shape: tuple[int, int, int], share: float):
     weight_RC, keep_RC, gram_CC = problem(*shape, share, seed=0)
     found = least_squares(weight_RC, keep_RC, gram_CC, iterations=400, tolerance=1e-7)
-    expected = exact(weight_RC, keep_RC, gram_CC, 0.01)
+    expected = exact(weight_RC, keep_RC, gram_CC, DAMPING)
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=2e-3)
 
 
@@ -68,7 +69,7 @@ def test_least_squares_is_the_direct_solution(shape: tuple[int, int, int], share
 )
 def test_the_error_never_grows(shape: tuple[int, int, int], share: float, seed: int, iterations: int):
     weight_RC, keep_RC, gram_CC = problem(*shape, share, seed)
-    damped_CC = gram_CC + 0.01 * gram_CC.diagonal().mean() * torch.eye(len(gram_CC))
+    damped_CC = damped(gram_CC, DAMPING)
     errors = [
         output_error(weight_RC, least_squares(weight_RC, keep_RC, gram_CC, iterations=count), damped_CC)
         for count in (0, iterations, iterations + 1)
@@ -114,8 +115,9 @@ def test_scale_of_the_inputs_makes_no_difference():
 # ---------------------------------------------------------------- swaps
 
 
-def damped(gram_CC: Tensor, damping: float = 0.01) -> Tensor:
-    return gram_CC + damping * gram_CC.diagonal().mean() * torch.eye(len(gram_CC))
+def damped(gram_CC: Tensor, damping: float) -> Tensor:
+    """With this share of its own variance added to each input's."""
+    return gram_CC + damping * gram_CC.diagonal().diag()
 
 
 def removed_error(weight_RC: Tensor, keep_RC: Tensor, gram_CC: Tensor) -> Tensor:
@@ -149,11 +151,12 @@ def test_after_swaps_no_swap_of_a_row_helps(group: int):
     keep_RC = keep_mask(weight_RC.abs(), target, 80, "row")
     fixed_RC = torch.rand(keep_RC.shape, generator=torch.Generator().manual_seed(0)) < 0.2
     found_RC = swaps(weight_RC, keep_RC, gram_CC, most=1000, fixed_RC=fixed_RC & keep_RC, group=group)
-    before_R, after_R = (removed_error(weight_RC, mask_RC, damped(gram_CC)) for mask_RC in (keep_RC, found_RC))
+    damped_CC = damped(gram_CC, SWAPS_DAMPING)
+    before_R, after_R = (removed_error(weight_RC, mask_RC, damped_CC) for mask_RC in (keep_RC, found_RC))
     assert (after_R < before_R).any()
     for row in range(10):
         pairs = all_swaps(found_RC[row], (fixed_RC & keep_RC)[row], group)
-        best = min(errors_after(weight_RC[row], found_RC[row], damped(gram_CC), pairs))
+        best = min(errors_after(weight_RC[row], found_RC[row], damped_CC, pairs))
         assert best >= after_R[row].item() * (1 - 1e-4)
 
 
@@ -161,11 +164,12 @@ def test_one_swap_in_groups_is_the_best_there_is():
     weight_RC, _, gram_CC = problem(10, 16, 40, 0.5, seed=5)
     keep_RC = keep_mask(weight_RC.abs(), Target.of(pattern="2:4"), 80, "row")
     found_RC = swaps(weight_RC, keep_RC, gram_CC, most=1, group=4)
+    damped_CC = damped(gram_CC, SWAPS_DAMPING)
     for row in range(10):
         pairs = all_swaps(keep_RC[row], torch.zeros(16).bool(), 4)
-        own = removed_error(weight_RC[[row]], keep_RC[[row]], damped(gram_CC)).item()
-        best = min(own, *errors_after(weight_RC[row], keep_RC[row], damped(gram_CC), pairs))
-        assert removed_error(weight_RC[[row]], found_RC[[row]], damped(gram_CC)).item() == pytest.approx(best, rel=1e-4)
+        own = removed_error(weight_RC[[row]], keep_RC[[row]], damped_CC).item()
+        best = min(own, *errors_after(weight_RC[row], keep_RC[row], damped_CC, pairs))
+        assert removed_error(weight_RC[[row]], found_RC[[row]], damped_CC).item() == pytest.approx(best, rel=1e-4)
 
 
 @settings(max_examples=50)
@@ -186,7 +190,8 @@ def test_swaps_keep_counts_and_fixed_weights_and_never_add_error(
     assert torch.equal(found_RC.reshape(lines).sum(1), keep_RC.reshape(lines).sum(1))
     assert (found_RC | ~fixed_RC).all()
     assert ((found_RC != keep_RC).sum(1) <= 2 * most).all()
-    before_R, after_R = (removed_error(weight_RC, mask_RC, damped(gram_CC)) for mask_RC in (keep_RC, found_RC))
+    damped_CC = damped(gram_CC, SWAPS_DAMPING)
+    before_R, after_R = (removed_error(weight_RC, mask_RC, damped_CC) for mask_RC in (keep_RC, found_RC))
     assert (after_R <= before_R * (1 + 1e-5) + 1e-12).all()
 
 
@@ -249,7 +254,8 @@ def test_dsnot_of_inputs_that_are_constant_or_dead_is_finite():
 
 def plain_sparsegpt(weight_RC: Tensor, gram_CC: Tensor, select: Any, step: int) -> tuple[Tensor, Tensor]:
     """Column by column by the formulas of optimal brain surgeons, each time with a new inverse; float64."""
-    hessian_CC, w_RC = damped(gram_CC.double()), weight_RC.double().clone()
+    hessian_CC = gram_CC.double() + 0.01 * gram_CC.diagonal().mean() * torch.eye(len(gram_CC))
+    w_RC = weight_RC.double().clone()
     R, C = weight_RC.shape
     keep_RC = torch.zeros(R, C, dtype=torch.bool)
     for j in range(C):
@@ -303,13 +309,14 @@ def test_admm_finds_a_better_mask_than_wanda(target: Target, compare: str):
     assert (found_RC[~keep_RC] == 0).all()
     if target.group:
         assert (keep_RC.reshape(-1, 4).sum(1) == 2).all()
+    damped_CC = damped(gram_CC, DAMPING)
     own, wanda = (
-        output_error(weight_RC, least_squares(weight_RC, mask_RC, gram_CC), damped(gram_CC)).sum()
+        output_error(weight_RC, least_squares(weight_RC, mask_RC, gram_CC), damped_CC).sum()
         for mask_RC in (keep_RC, select(weight_RC))
     )
     assert own < 0.95 * wanda
     # Its own weights are nearly those of least squares on its mask.
-    assert output_error(weight_RC, found_RC, damped(gram_CC)).sum() < 1.02 * own
+    assert output_error(weight_RC, found_RC, damped_CC).sum() < 1.02 * own
 
 
 def test_admm_without_anything_to_prune_changes_nothing():

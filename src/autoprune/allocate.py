@@ -28,8 +28,8 @@ class Shares:
 
 
 def shares(allocation: Allocation, measurements: Measurements) -> Shares:
-    """What an allocation gives each of its layers; the mean, weighted by size, is the target's sparsity."""
-    target, granularity = measurements.target, allocation.granularity
+    """What an allocation gives each of its layers; the mean, weighted by size, is the sparsity of `judged`."""
+    target, granularity = measurements.judged, allocation.granularity
     size_L = group_sizes(measurements.groups(granularity))
     if allocation.is_named(UNIFORM):
         return Shares(granularity=granularity, sparsity_L=np.full(len(size_L), float(target.fraction)), statistics={})

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoprune import algorithms
 from autoprune.allocate import shares
-from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation
+from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation, moved
 from autoprune.auto import choose
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
@@ -30,7 +30,7 @@ from autoprune.generate import Sampling, self_calibration
 from autoprune.gradients import loss_gradients
 from autoprune.language import Program
 from autoprune.layer import Method
-from autoprune.layer_statistics import group_name
+from autoprune.layer_statistics import group_name, group_sizes
 from autoprune.measurements import Measurements
 from autoprune.models import (
     InMemoryBlocks,
@@ -179,7 +179,7 @@ def prune(
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     total = sum(linear.size for linear in all_linears(source))
     with _evaluation_mode(opened.model):
-        sparsity_N, shared = _shares(source, program, method.compare, target, sharing, tokens_BL, propagation, progress)
+        sparsity_N, shared = _shares(source, program, method, target, sharing, tokens_BL, propagation, progress)
         clock.lap("allocation")
         recipe = Recipe(
             method=method,
@@ -306,7 +306,7 @@ def diagnose(
     progress = progress or Silent()
     check_matplotlib()
     program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
-    score, target = program.require("score"), Target.of(sparsity)
+    method, target = Method(score=program.require("score"), compare=program.compare), Target.of(sparsity)
     sharing = choose_allocation(allocation, program)
     if sharing.is_named(AUTO):
         raise AutopruneError("auto cannot be drawn before a model is pruned", remedy="name another --allocation")
@@ -318,7 +318,7 @@ def diagnose(
     source = InMemoryBlocks(opened.model)
     tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
     with _evaluation_mode(opened.model):
-        measurements = Measurements(source, score, program.compare, target, tokens_BL, judge=True, progress=progress)
+        measurements = Measurements(source, method, target, tokens_BL, judge=True, progress=progress)
         result = diagnose_model(measurements, sharing, model=opened.name, algorithm=program.name)
     record = {"format": 1, "diagnosis": result.to_dict(), "settings": {"calibration": text, "seed": seed}}
     progress.stage(f"writing {folder}", 1)
@@ -351,7 +351,7 @@ def choose_allocation(given: str | Path | Program | None, program: Program) -> A
 def _shares(
     source: InMemoryBlocks,
     program: Program,
-    compare: str,
+    method: Method,
     target: Target,
     allocation: Allocation,
     tokens_BL: Tensor | None,
@@ -365,26 +365,30 @@ def _shares(
     record |= {name: getattr(allocation, name) for name in ("granularity", "max_shift", "least_kept")}
     if allocation.tape:
         record |= {name: getattr(allocation, name) for name in ("strength", "temperature", "digest", "text")}
-    measurements = Measurements(
-        source, program.require("score"), compare, target, tokens_BL, judge=allocation.needs_judge, progress=progress
-    )
+    measurements = Measurements(source, method, target, tokens_BL, judge=allocation.needs_judge, progress=progress)
+    judged = measurements.judged
+    at = "" if judged == target else f" at {float(judged.fraction):.1%}, where masks alone harm layers as much"
+    record |= {"judged_at": float(judged.fraction)} if allocation.needs_judge else {}
     if allocation.is_named(AUTO):
         own = Allocation.of(program) if program.allocate else None
         choice = choose(measurements, allocation, own, propagation)
         uniform = next(row for row in reversed(choice.tried) if row["allocation"] == UNIFORM)
         progress.note(
-            f"auto: {choice.name} (KL {choice.damage:.3f} nats/token in one-shot trials; "
+            f"auto: {choice.name} (KL {choice.damage:.3f} nats/token in one-shot trials{at}; "
             f"uniform {uniform['kl_nats_per_token']:.3f})"
         )
-        return list(choice.sparsity_N), record | {"chosen": choice.name, "tried": choice.tried}
+        sparsity_N = moved(choice.sparsity_N, measurements.size_N, judged, target, allocation.max_shift)
+        return list(sparsity_N), record | {"chosen": choice.name, "tried": choice.tried}
     found = shares(allocation, measurements)
     groups = measurements.groups(allocation.granularity)
+    bounds = (allocation.max_shift, allocation.least_kept)
+    sparsity_L = moved(found.sparsity_L, group_sizes(groups), judged, target, *bounds)
     record["layers"] = [
         {"name": group_name(group), "sparsity": float(share)}
         | {name: float(values[index]) for name, values in found.statistics.items()}
-        for index, (group, share) in enumerate(zip(groups, found.sparsity_L, strict=True))
+        for index, (group, share) in enumerate(zip(groups, sparsity_L, strict=True))
     ]
-    return list(measurements.per_linear(found.sparsity_L, allocation.granularity)), record
+    return list(measurements.per_linear(sparsity_L, allocation.granularity)), record
 
 
 def _own_orders(layers: list[PrunedLayer]) -> list[str]:

@@ -60,7 +60,8 @@ _SHARE_OF_CANDIDATES = 0.2  # of what is left after the dense pass
 
 @dataclass(frozen=True)
 class Choice:
-    """The sparsities (N,) that were chosen, what they came from, and a table of all that was tried, in order."""
+    """The sparsities (N,) that were chosen, around that of `judged`; what they came from; and a table of all that was
+    tried, in order."""
 
     name: str
     sparsity_N: np.ndarray
@@ -106,7 +107,7 @@ class _Search:
     def _best_known(self) -> _Candidate:
         """Successive halving: all on half of the tokens, the better half of them on all, and uniform."""
         measurements = self.measurements
-        uniform = _Candidate(UNIFORM, np.full(len(measurements.linears), float(measurements.target.fraction)))
+        uniform = _Candidate(UNIFORM, np.full(len(measurements.linears), float(measurements.judged.fraction)))
         known = [self._candidate(allocation) for allocation in self._known()[: self._affordable()]]
         ranked = sorted(known, key=lambda candidate: self._damage(candidate, self.half))
         return min(
@@ -146,7 +147,7 @@ class _Search:
     def _executed(self, sparsity_N: np.ndarray) -> np.ndarray:
         """The sparsities as the prune will round them, which with n:m is far."""
         size_N = self.measurements.size_N
-        return np.array(counts(self.measurements.target, list(sparsity_N), [int(size) for size in size_N])) / size_N
+        return np.array(counts(self.measurements.judged, list(sparsity_N), [int(size) for size in size_N])) / size_N
 
     def _downhill(self, start: _Candidate, step: float) -> tuple[_Candidate, float]:
         """A step from `start` that is better, and how long it was; `start` and 0 where neither of two was."""
@@ -154,14 +155,14 @@ class _Search:
         slope_L = measurements.marginal_damage(start.sparsity_N, granularity, self.half)
         self._spend(self._backward_cost())
         program = Allocation.of(algorithms.load("marginal"))
-        direction_L = preference(program, {"marginal_damage": slope_L}, float(measurements.target.fraction))
+        direction_L = preference(program, {"marginal_damage": slope_L}, float(measurements.judged.fraction))
         direction_N = measurements.per_linear(direction_L, granularity)
         name = start.name if start.name.endswith("downhill") else f"{start.name}, then downhill"
         for length in (step, _RETRY * step):
             if self.left < self._cost(None):
                 break
             wanted_N = start.sparsity_N + length * direction_N
-            moved_N = project(wanted_N, measurements.size_N, measurements.target, self.auto.max_shift)
+            moved_N = project(wanted_N, measurements.size_N, measurements.judged, self.auto.max_shift)
             candidate = self._judged(_Candidate(name, self._executed(moved_N)), step=round(length, 4))
             if candidate.damage < start.damage:
                 return candidate, length

@@ -26,7 +26,7 @@ from autoprune.language.statistics import GRADIENT
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
 from autoprune.progress import Progress
-from autoprune.statistics import Gradient, exact_products
+from autoprune.statistics import Gradient, bfloat16_products
 from autoprune.stream import micro_batches
 
 _PRODUCTS_AT_ONCE = 1 << 24
@@ -137,7 +137,7 @@ class _Sum:
     def add(self, linear: Linear, x_BTC: Tensor, delta_BTR: Tensor) -> None:
         """Count the inputs of B sequences and the gradients by the outputs that `linear` made of them."""
         at_once = max(1, _PRODUCTS_AT_ONCE // linear.size)
-        with exact_products(torch.promote_types(x_BTC.dtype, delta_BTR.dtype)):
+        with bfloat16_products(torch.promote_types(x_BTC.dtype, delta_BTR.dtype) == torch.bfloat16):
             for x, delta in zip(x_BTC.split(at_once), delta_BTR.split(at_once), strict=True):
                 for gradient_RC in linear.weight_gradients(x, delta):
                     if self.uses == 1:

@@ -70,6 +70,11 @@ class Method:
             )
 
     @property
+    def only_masks(self) -> bool:
+        """Whether weights are chosen by the score alone, and those that stay keep their values."""
+        return self.refine in ("none", "permute") and self.update == "none"
+
+    @property
     def options(self) -> dict[str, str | float]:
         """The header options by name."""
         return {name: getattr(self, name) for name, option in OPTIONS.items() if option.function == "score"}

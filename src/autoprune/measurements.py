@@ -15,20 +15,24 @@ from functools import cache, cached_property
 import numpy as np
 from torch import Tensor
 
+from autoprune.equal_harm import equal_harm, masks_only, needs
 from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, writing_to
 from autoprune.gradients import loss_gradients
-from autoprune.language.program import Tape
 from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, WEIGHTS
 from autoprune.language.types import Type
+from autoprune.layer import Method
 from autoprune.layer_statistics import group_sizes, grouped, measure
 from autoprune.models import BlockSource, all_linears, config_text, fingerprint
 from autoprune.progress import Progress, Silent
 from autoprune.sparsity import Target
+from autoprune.stream import Visit
 from autoprune.trial import Dense, Trial, observe
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 """Sparsities at which layers are pruned alone; the same for every target, so that the cache serves all."""
+
+_COMPARED = 3  # blocks in which a method is compared with masks alone
 
 HELD_OUT = 8
 """One in so many calibration sequences, at least one, is kept apart to judge on."""
@@ -67,15 +71,16 @@ class Measurements:
     def __init__(
         self,
         source: BlockSource,
-        score: Tape,
-        compare: str,
+        method: Method,
         target: Target,
         tokens_BL: Tensor | None,
         *,
         judge: bool,
         progress: Progress | None = None,
     ):
-        self.source, self.score, self.compare, self.target = source, score, compare, target
+        self.source, self.method, self.target = source, method, target
+        self.masks = masks_only(method)
+        self._equal: list[float] = []  # sparsities at which masks alone do as much harm to a layer, of some layers
         self.progress = progress or Silent()
         self.linears = all_linears(source)
         self.size_N = np.array([linear.size for linear in self.linears], dtype=np.float64)
@@ -102,22 +107,45 @@ class Measurements:
     def dense(self) -> Dense:
         ranked = {}
         if self.judge:
-            gradients = loss_gradients(self.source, self.score, self.tokens_BL, self.progress)
-            ranked = {"score": self.score, "compare": self.compare, "target": self.target, "gradients": gradients}
+            masks = self.masks
+            gradients = loss_gradients(self.source, masks.score, self.tokens_BL, self.progress)
+            ranked = {"score": masks.score, "compare": masks.compare, "target": self.target, "gradients": gradients}
+            ranked["more"] = dict.fromkeys(self._compared_blocks(), needs(self.method))
         self.progress.stage("one pass over the unpruned model", self.weights)
         return observe(
             self.source,
             self.tokens_BL,
             norms=self.tokens_BL is not None,
-            on_layer=lambda linear: self.progress.advance(linear.size),
+            on_visit=self._see,
             **ranked,
         )
+
+    def _compared_blocks(self) -> list[int]:
+        """Blocks, evenly spaced, where the method is compared with masks alone; none where it does no more."""
+        if not self.judge or self.method.only_masks or self.target.group or not self.target.fraction:
+            return []
+        blocks = len(self.source.blocks)
+        return [(2 * part + 1) * blocks // (2 * _COMPARED) for part in range(_COMPARED)]
+
+    def _see(self, visit: Visit) -> None:
+        if visit.linear.block in self._compared_blocks() and visit.inputs.tokens:
+            self._equal.append(equal_harm(visit, self.method, self.target))
+        self.progress.advance(visit.linear.size)
+
+    @cached_property
+    def judged(self) -> Target:
+        """Where one-shot masks, which judge, do as much harm to layers as the method does at its target: a model that
+        is far worse than it will be says little about what matters. The target where masks are all the method does."""
+        if not self._compared_blocks():
+            return self.target
+        _ = self.dense
+        return Target.of(round(float(np.median(self._equal)), 3)) if self._equal else self.target
 
     @cached_property
     def trial(self) -> Trial:
         assert self.judge
         assert self.held_BL is not None
-        return Trial(self.source, self.dense, self.held_BL, self.target, self.compare)
+        return Trial(self.source, self.dense, self.held_BL, self.target, self.masks.compare)
 
     def per_linear(self, values_L: np.ndarray, granularity: str) -> np.ndarray:
         """One value per linear layer (N,) from one per layer of the allocation."""
@@ -139,9 +167,9 @@ class Measurements:
             self.progress.stage("measuring weights", self.weights)
         values = measure(self.source, self.groups(granularity), names, norms, self.progress.advance) if names else {}
         if "sensitivity" in names:
-            values["sensitivity"] = self.curves(granularity).at(float(self.target.fraction))
+            values["sensitivity"] = self.curves(granularity).at(float(self.judged.fraction))
         if "marginal_damage" in names:
-            uniform_N = np.full(len(self.linears), float(self.target.fraction))
+            uniform_N = np.full(len(self.linears), float(self.judged.fraction))
             values["marginal_damage"] = self.marginal_damage(uniform_N, granularity)
         for name, value_L in values.items():
             self._known[name, granularity] = value_L
@@ -163,8 +191,8 @@ class Measurements:
             [
                 fingerprint(self.source.model),
                 config_text(self.source.model),
-                repr(self.score.nodes) + str(self.score.result),
-                f"{self.compare} {group} {granularity} {levels}",
+                repr(self.masks.score.nodes) + str(self.masks.score.result),
+                f"{self.masks.compare} {group} {granularity} {levels}",
                 *(hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in (self.tokens_BL, self.held_BL)),
             ]
         )

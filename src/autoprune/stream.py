@@ -45,6 +45,7 @@ MICRO_BATCH_TOKENS = {"cpu": 4096}
 _MICRO_BATCH_TOKENS_ELSEWHERE = 32_768
 
 NO_GRADIENTS: Mapping[str, Gradient] = MappingProxyType({})
+NOTHING_MORE: Mapping[int, frozenset[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,19 @@ def walk(
     collects: frozenset[str],
     propagation: str = "one_pass",
     gradients: Mapping[str, Gradient] = NO_GRADIENTS,
+    more: Mapping[int, frozenset[str]] = NOTHING_MORE,
 ) -> Iterator[Visit]:
     """Every prunable layer of the model, once, in the order in which it is reached.
 
-    `batches` are token ids (B, L). `collects` names the running sums to keep; where it is empty nothing has to be
-    computed and `batches` are not used. A layer that no token reaches comes last in its block, with no tokens.
+    `batches` are token ids (B, L). `collects` names the running sums to keep, `more` further ones for the layers of
+    some blocks, by index; where `collects` is empty nothing has to be computed and `batches` are not used. A layer
+    that no token reaches comes last in its block, with no tokens.
     Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
     """
     collects -= {GRADIENT}
     if collects and input_device(source.model).type == "cpu":
         reuse_freed_memory()
-    lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients)
+    lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients, more)
     try:
         yield from lockstep.visits()
     finally:
@@ -240,8 +243,10 @@ class _Lockstep:
         collects: frozenset[str],
         propagation: str,
         gradients: Mapping[str, Gradient],
+        more: Mapping[int, frozenset[str]],
     ):
         self.source, self.collects, self.propagation, self.gradients = source, collects, propagation, gradients
+        self.more = more
         forwards = [partial(_forward, source.model, tokens_BL) for tokens_BL in batches]
         self.batches = [_Batch(forward) for forward in forwards]
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
@@ -323,7 +328,8 @@ class _Lockstep:
         return self.pending.pop(linear.module)
 
     def _statistics(self, linear: Linear) -> InputStatistics:
-        return InputStatistics(self.collects, linear.shape[1], linear.weight_RC.device)
+        collects = self.collects | self.more.get(linear.block, frozenset())
+        return InputStatistics(collects, linear.shape[1], linear.weight_RC.device)
 
     def _arrive(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Before a linear layer computes."""

@@ -23,7 +23,15 @@ from autoprune.language.program import Tape
 from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
 from autoprune.sparsity import Target, zero_pruned_
 from autoprune.statistics import Gradient
-from autoprune.stream import MICRO_BATCH_TOKENS, NO_GRADIENTS, micro_batches, walk, walk_blocks
+from autoprune.stream import (
+    MICRO_BATCH_TOKENS,
+    NO_GRADIENTS,
+    NOTHING_MORE,
+    Visit,
+    micro_batches,
+    walk,
+    walk_blocks,
+)
 
 _LEVELS = 255  # ranks and thresholds both fit one byte
 _TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
@@ -49,22 +57,24 @@ def observe(
     compare: str = "row",
     target: Target | None = None,
     gradients: Mapping[str, Gradient] = NO_GRADIENTS,
-    on_layer: Callable[[Linear], None] = lambda linear: None,
+    more: Mapping[int, frozenset[str]] = NOTHING_MORE,
+    on_visit: Callable[[Visit], None] = lambda visit: None,
 ) -> Dense:
     """Run the dense model over the tokens once, for the norms of inputs, for the ranks of `score`, or for both.
 
-    `gradients` are those of the model on the tokens, for a `score` that names them.
+    `gradients` are those of the model on the tokens, for a `score` that names them. `on_visit` sees each layer, with
+    `more` running sums in some blocks.
     """
     collects = (score.collects if score else frozenset()) | (frozenset(["sum_of_squares"]) if norms else frozenset())
     batches = [] if tokens_BL is None else micro_batches(tokens_BL, input_device(source.model))
     dense = Dense()
-    for visit in walk(source, batches, collects=collects, propagation="dense", gradients=gradients):
+    for visit in walk(source, batches, collects=collects, propagation="dense", gradients=gradients, more=more):
         linear = visit.linear
         if norms and visit.inputs.tokens:  # what no token reached has no norm
             dense.norms[linear.name] = visit.inputs.input_norm.clone()
         if score and target:
             dense.ranks[linear.name] = _ranks(visit.score(score), target, compare)
-        on_layer(linear)
+        on_visit(visit)
     return dense
 
 

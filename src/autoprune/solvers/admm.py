@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import UnsolvableError, unit_diagonal
-from autoprune.statistics import DAMPING
+from autoprune.solvers.conditioning import DAMPING, UnsolvableError, unit_diagonal
+from autoprune.statistics import bfloat16_products
 
 _PENALTY = 0.1  # the first rho
 _EVERY = 3  # iterations between changes of rho
@@ -34,37 +34,41 @@ def admm(
 
     `select` gives the mask for weights (R, C); it is asked in every iteration for what the weights would be. Eq. 5 to 8
     of ALPS on columns scaled to a unit diagonal: with one eigendecomposition, every rho needs one product of C x C
-    matrices, every iteration one of R x C by C x C. The released code's stopping rule; its limit of 300 iterations is
-    never near. Ends at D, so least squares on its support is still to come.
+    matrices, every iteration one of R x C by C x C. Their factors are rounded to bfloat16: each iteration starts from
+    what the last one's rounding left. The released code's stopping rule; its limit of 300 iterations is never near.
+    Ends at D, so least squares on its support is still to come.
     """
     scaled_CC, scale_C = unit_diagonal(gram_CC, damping)
     value_C, vector_CC = _eigen(scaled_CC)
     dense_RC = weight_RC.float() * scale_C
 
-    def inverse(rho: float) -> Tensor:
-        """(G + rho I)^-1."""
-        return (vector_CC / (value_C + rho)) @ vector_CC.T
+    def pull(rho: float) -> Tensor:
+        """-rho (G + rho I)^-1."""
+        return (vector_CC * (-rho / (value_C + rho))) @ vector_CC.T
 
-    rho, dual_RC = _PENALTY, torch.zeros_like(dense_RC)
-    inverse_CC = inverse(rho)
     keep_RC = select(dense_RC / scale_C)
-    sparse_RC = dense_RC * keep_RC
     support, before_RC = max(int(keep_RC.sum()), 1), keep_RC
-    for iteration in range(1, iterations + 1):
-        # (G + rho I)^-1 (G w - dual + rho D), with G w = (G + rho I) w - rho w
-        full_RC = dense_RC - (dual_RC + rho * (dense_RC - sparse_RC)) @ inverse_CC
-        proposed_RC = full_RC + dual_RC / rho
-        keep_RC = select(proposed_RC / scale_C)
-        sparse_RC = proposed_RC * keep_RC
-        dual_RC.add_(full_RC - sparse_RC, alpha=rho)
-        if iteration % _EVERY:
-            continue
-        changed = int((keep_RC != before_RC).sum()) / support
-        if changed == 0 or (changed < _SETTLED and iteration >= _SOONEST):
-            break
-        before_RC = keep_RC
-        rho *= next(factor for share, factor in _FACTORS if changed >= share)
-        inverse_CC = inverse(rho)
+    sparse_RC, dual_RC = dense_RC * keep_RC, torch.zeros_like(dense_RC)  # D, and V / rho
+    rho = _PENALTY
+    with bfloat16_products():
+        pull_CC = pull(rho)
+        for iteration in range(1, iterations + 1):
+            # W + V / rho, with W = (G + rho I)^-1 (G w - V + rho D) and G w = (G + rho I) w - rho w
+            shifted_RC = dense_RC + dual_RC
+            proposed_RC = torch.addmm(shifted_RC, shifted_RC - sparse_RC, pull_CC)
+            keep_RC = select(proposed_RC / scale_C)
+            sparse_RC = proposed_RC * keep_RC
+            dual_RC = proposed_RC.sub_(sparse_RC)
+            if iteration % _EVERY:
+                continue
+            changed = int((keep_RC != before_RC).sum()) / support
+            if changed == 0 or (changed < _SETTLED and iteration >= _SOONEST):
+                break
+            before_RC = keep_RC
+            factor = next(factor for share, factor in _FACTORS if changed >= share)
+            rho *= factor
+            dual_RC.div_(factor)
+            pull_CC = pull(rho)
     return keep_RC, sparse_RC / scale_C
 
 

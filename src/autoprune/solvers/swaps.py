@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoprune.statistics import DAMPING
+from autoprune.solvers.conditioning import SWAPS_DAMPING
 
 _PARTNERS = 16
 """Pruned weights that are tried where the likeliest alone gave nothing, each with every kept weight of its row."""
@@ -29,19 +29,19 @@ def swaps(
     most: int,
     fixed_RC: Tensor | None = None,
     group: int = 0,
-    damping: float = DAMPING,
+    damping: float = SWAPS_DAMPING,
 ) -> Tensor:
     """A better mask (R, C) with as many kept weights in every row, or in every `group` consecutive columns.
 
     At most `most` swaps a row, each the best that is found: the pruned weight that is cheapest to take back, with the
     kept weight that is then cheapest to prune, correlated or not; where that is no gain, the 16 cheapest to take back.
-    Within groups all pairs are looked at. The error with G + damping mean(diag G) I never grows. Weights of
+    Within groups all pairs are looked at. The error with G + damping diag G never grows. Weights of
     `fixed_RC` are never pruned.
     """
     weight_RC, gram_CC = weight_RC.float(), gram_CC.float().clone()
     if not torch.isfinite(gram_CC).all():
         return keep_RC
-    gram_CC.diagonal().add_(damping * gram_CC.diagonal().mean())
+    gram_CC.diagonal().mul_(1 + damping)
     fixed_RC = torch.zeros_like(keep_RC) if fixed_RC is None else fixed_RC
     keep_RC = keep_RC.clone()
     left_R = torch.full((len(weight_RC),), most, device=weight_RC.device)

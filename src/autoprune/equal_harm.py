@@ -1,0 +1,53 @@
+"""Where masks alone do as much harm to a layer as a method that also refines them, or solves for new weights.
+
+Legend: R output rows, C input columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from autoprune.layer import CHOOSES_MASK, Method, solve
+from autoprune.solvers import output_error
+from autoprune.sparsity import Target, keep_mask
+from autoprune.stream import Visit
+
+_HALVINGS = 7  # to less than a hundredth of sparsity
+
+
+def masks_only(method: Method) -> Method:
+    """Masks of the method's score with weights as they are, to judge the method by. Where an update chooses the mask,
+    rows compete within themselves: it can weigh them against each other, masks of one threshold do that badly."""
+    compare = "row" if method.update in CHOOSES_MASK else method.compare
+    return Method(score=method.score, compare=compare)
+
+
+def needs(method: Method) -> frozenset[str]:
+    """The running sums that `equal_harm` needs."""
+    return _first(method).collects | {"gram"}
+
+
+def _first(method: Method) -> Method:
+    """The method where nothing has been pruned before: there is nothing to make up for."""
+    return replace(method, towards_dense=0.0)
+
+
+def equal_harm(visit: Visit, method: Method, target: Target) -> float:
+    """The sparsity at which `masks_only` gives a layer of the unpruned model as much output error as the method does at
+    the target; the target's where the method is no better."""
+    weight_RC, gram_CC = visit.linear.weight_RC, visit.inputs.gram
+    score_RC, size = visit.score(method.score), visit.linear.size
+
+    def harm(pruned_RC: Tensor) -> float:
+        return float(output_error(weight_RC, pruned_RC, gram_CC).double().sum())
+
+    solution = solve(visit, _first(method), target, int(target.fraction * size))
+    own = harm(solution.weight_RC * solution.keep_RC)
+    low, high, compare = 0.0, float(target.fraction), masks_only(method).compare
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        keep_RC = keep_mask(score_RC, target, int(middle * size), compare)
+        low, high = (middle, high) if harm(weight_RC * keep_RC) < own else (low, middle)
+    return high
