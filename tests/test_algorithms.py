@@ -32,8 +32,10 @@ def score(program: Program, weight_RC: Tensor, input_TC: Tensor, gradient_RC: Te
     stream = InputStatistics(tape.collects, weight_RC.shape[1], weight_RC.device)
     stream.add(input_TC)
     gradient_RC = gradient_of(weight_RC.float()) if gradient_RC is None else gradient_RC
+    gradients = {"gradient": gradient_RC, "output_gradient": gradient_RC[:, :1]}
     named = {
-        name: gradient_RC if name == "gradient" else stream.statistic(name, weight_RC, 0.5) for name in tape.statistics
+        name: gradients[name] if name in gradients else stream.statistic(name, weight_RC, 0.5)
+        for name in tape.statistics
     }
     return interpret(tape, named)
 
@@ -74,6 +76,11 @@ def gblm(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
     return (weight_RC.abs() * norm_C + weight_RC.abs() * gradient_RC) / length**0.5
 
 
+def best(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
+    """Wanda's, times the root of what an error of the output costs."""
+    return wanda(weight_RC, input_TC) * gradient_of(weight_RC.float())[:, :1].to(weight_RC.dtype).sqrt()
+
+
 FORMULAS = {
     "magnitude": magnitude,
     "wanda": wanda,
@@ -85,7 +92,7 @@ FORMULAS = {
     "alps": wanda,
     "dsnot": wanda,
     "swaps-wanda": wanda,
-    "best": wanda,
+    "best": best,
 }
 BY_LAYER = {"magnitude", "ria", "sparsegpt", "alps", "best"}
 STAGES = {"sparsegpt": "sparsegpt", "alps": "admm", "best": "admm", "dsnot": "dsnot", "swaps-wanda": "swaps"}

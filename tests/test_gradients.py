@@ -21,6 +21,7 @@ import tiny
 from autoprune import algorithms, gradients
 from autoprune.errors import AutopruneError
 from autoprune.gradients import loss_gradients
+from autoprune.language import read_program
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, all_linears, fingerprint
 from autoprune.progress import Silent
@@ -59,7 +60,7 @@ def by_autograd(model: Any, tokens_BL: Tensor = TOKENS) -> dict[str, Tensor]:
 def assert_close(found: dict[str, Gradient], expected: dict[str, Tensor], rtol: float = 1e-5) -> None:
     assert found.keys() == expected.keys()
     for name, expected_RC in expected.items():
-        value_RC = found[name].rms_RC
+        value_RC = found[name].gradient
         assert value_RC.dtype == torch.float32
         atol = rtol * float(expected_RC.max())
         torch.testing.assert_close(
@@ -72,14 +73,50 @@ def test_gradients_are_those_of_autograd(architecture: str):
     found = collected(tiny.model(architecture))
     assert_close(found, by_autograd(tiny.model(architecture)))
     assert {gradient.tokens for gradient in found.values()} == {TOKENS.numel()}
-    assert all(gradient.rms_RC.max() > 0 for gradient in found.values())
+    assert all(gradient.gradient.max() > 0 for gradient in found.values())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
 @pytest.mark.parametrize("micro_batch_tokens", [1, 48, 10_000])
 def test_micro_batches_change_nothing(architecture: str, micro_batch_tokens: int):
-    expected = {name: gradient.rms_RC.double() for name, gradient in collected(tiny.model(architecture)).items()}
+    expected = {name: gradient.gradient.double() for name, gradient in collected(tiny.model(architecture)).items()}
     assert_close(collected(tiny.model(architecture), TOKENS, micro_batch_tokens), expected)
+
+
+OUTPUTS = read_program(
+    "def score(weight, output_gradient):\n    return abs(weight) * output_gradient\n", name="outputs"
+).require("score")
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [None, 16])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_gradients_by_outputs_are_those_of_autograd(architecture: str, micro_batch_tokens: int | None):
+    model = tiny.model(architecture)
+    linears = all_linears(InMemoryBlocks(model))
+    squares = {linear.name: torch.zeros(linear.shape[0], 1, dtype=torch.float64) for linear in linears}
+    for tokens_L in TOKENS:
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, y: Tensor, into: dict[str, Tensor] = outputs) -> Tensor:
+            into[name] = y.detach().requires_grad_() if not y.requires_grad else y
+            return into[name]
+
+        hooks = [
+            linear.module.register_forward_hook(lambda module, args, y, name=linear.name: keep(name, y))
+            for linear in linears
+        ]
+        logits_LV = model(input_ids=tokens_L[None], use_cache=False).logits[0]
+        loss = nn.functional.cross_entropy(logits_LV[:-1].float(), tokens_L[1:])
+        for name, delta in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
+            squares[name] += delta.reshape(-1, delta.shape[-1]).double().square().sum(0)[:, None]
+        for hook in hooks:
+            hook.remove()
+    found = loss_gradients(InMemoryBlocks(model), OUTPUTS, TOKENS, Silent(), micro_batch_tokens)
+    for name, square_R1 in squares.items():
+        assert found[name].gradient is None
+        value_R1 = found[name].output_gradient
+        assert value_R1 is not None
+        torch.testing.assert_close(value_R1.double(), (square_R1 / TOKENS.numel()).sqrt(), rtol=1e-4, atol=1e-9)
 
 
 def test_memory_is_bounded_by_slices(monkeypatch: pytest.MonkeyPatch):
@@ -205,7 +242,7 @@ def test_experts_and_layers_that_no_token_reaches(eager: bool, tokens_per_batch:
     for index in range(3):
         unreached = f"blocks.{index}.experts.3"
         assert found[unreached].tokens == 0
-        assert found[unreached].rms_RC.eq(1).all()
+        assert found[unreached].gradient.eq(1).all()
         assert expected[unreached].eq(0).all()
         expected[unreached] += 1
         assert sum(found[f"blocks.{index}.experts.{expert}"].tokens for expert in range(4)) == tokens_BL.numel()
@@ -218,7 +255,7 @@ def test_half_precision_is_close(architecture: str, dtype: torch.dtype):
     found = collected(tiny.model(architecture, dtype=dtype))
     expected = by_autograd(tiny.model(architecture, dtype=dtype).float())
     for name, expected_RC in expected.items():
-        difference_RC = found[name].rms_RC - expected_RC
+        difference_RC = found[name].gradient - expected_RC
         assert difference_RC.square().mean().sqrt() < 0.05 * expected_RC.square().mean().sqrt(), name
 
 
@@ -276,7 +313,7 @@ def test_own_gradients_of_a_live_model_are_not_touched():
 
 def test_gradients_are_off_or_on_afterwards_as_before():
     with torch.no_grad():
-        assert_close(collected(tiny.model()), {n: g.rms_RC.double() for n, g in collected(tiny.model()).items()})
+        assert_close(collected(tiny.model()), {n: g.gradient.double() for n, g in collected(tiny.model()).items()})
         assert not torch.is_grad_enabled()
 
 

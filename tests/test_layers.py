@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
         "data",
         "generate",
     },
-    {"stream", "backward", "gradients", "channels", "layer", "trial"},
+    {"stream", "backward", "gradients", "channels", "layer", "equal_harm", "trial"},
     {"prune", "evaluate", "measurements", "allocate", "auto", "diagnosis", "figures", "api"},
     {"demo", "terminal", "cli", "__main__"},
 ]

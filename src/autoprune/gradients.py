@@ -1,11 +1,13 @@
-"""The gradient of the language-model loss by every prunable weight, one sequence at a time in effect, not in cost.
+"""Gradients of the language-model loss by every prunable weight, one sequence at a time in effect, not in cost; and by
+the outputs of the layers.
 
 The gradient by a linear layer's weight is a sum over tokens of output gradient times input. Of a micro-batch of several
 sequences one backward pass gives both for all tokens, and each sequence has its own sum: sequences do not interact.
 Where they cannot be told apart (a layer receives tokens without their sequences, as OPT's and experts do, or a weight
 is used twice) micro-batches are single sequences.
 
-Memory: the inputs of all blocks for one micro-batch, the activations of one block, and 4 bytes for every weight.
+Memory: the inputs of all blocks for one micro-batch, the activations of one block, and 4 bytes for every weight where
+gradients by weights are asked for.
 
 Legend: B sequences, L tokens per sequence, T tokens, V vocabulary, R output rows, C input columns.
 """
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from autoprune.backward import LOGITS_AT_ONCE, TOKENS_AT_ONCE, backward, recomputing
 from autoprune.errors import AutopruneError
 from autoprune.language.program import Tape
-from autoprune.language.statistics import GRADIENT
+from autoprune.language.statistics import GRADIENT, GRADIENTS, OUTPUT_GRADIENT
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
 from autoprune.progress import Progress
@@ -40,18 +42,20 @@ def loss_gradients(
     progress: Progress,
     micro_batch_tokens: int | None = None,
 ) -> dict[str, Gradient]:
-    """By name of the linear layer, what the statistic `gradient` is made of; empty where `score` does not name it.
+    """By name of the linear layer, those of the statistics `gradient` and `output_gradient` that `score` names; empty
+    where it names neither.
 
     The loss of a sequence is the mean cross-entropy of its L - 1 next tokens. The model is left as it was.
     """
-    if GRADIENT not in score.collects:
+    wanted = GRADIENTS & score.collects
+    if not wanted:
         return {}
     assert tokens_BL is not None
     device = input_device(source.model)
     if device.type == "cpu":
         reuse_freed_memory()
     progress.stage("gradients of the loss", len(tokens_BL))
-    collector = _Collector(source)
+    collector = _Collector(source, wanted)
     most = max(1, LOGITS_AT_ONCE // (vocabulary_size(source.model) * tokens_BL.shape[1]))
     waiting = [part for batch in micro_batches(tokens_BL, device, micro_batch_tokens) for part in batch.split(most)]
     with recomputing(source) as replace:
@@ -73,9 +77,9 @@ class _Inseparable(Exception):
 class _Collector:
     """Runs micro-batches forward and backward and sums what they say about each weight."""
 
-    def __init__(self, source: BlockSource):
-        self.model = source.model
-        self.sums = [_Sum(linear) for linear in all_linears(source)]
+    def __init__(self, source: BlockSource, wanted: frozenset[str]):
+        self.model, self.by_weight = source.model, GRADIENT in wanted
+        self.sums = [_Sum(linear, wanted) for linear in all_linears(source)]
         self.shape = torch.Size()  # of this micro-batch: sequences, tokens per sequence
         self.forward = False  # whether it is on its way forward for the first time, not recomputed
         # What depends on a tensor that requires a gradient has a backward pass, though no parameter requires one.
@@ -106,36 +110,52 @@ class _Collector:
             total.uses += 1
             total.seen += x.shape[:-1].numel()
             separable = total.uses == 1 and x.ndim > 2 and x.shape[:2] == self.shape
-            if self.shape[0] > 1 and not separable:
+            if self.by_weight and self.shape[0] > 1 and not separable:
                 raise _Inseparable
 
     def result(self, sequences: int, scored: int) -> dict[str, Gradient]:
         found = {}
         for total in self.sums:
-            rms_RC = total.squares_RC.div_(sequences).sqrt_().div_(scored)
-            if not torch.isfinite(rms_RC.max()):
-                raise AutopruneError(
-                    "the gradient of the loss is not finite", where=total.linear.name, remedy="try --dtype float32"
-                )
-            found[total.linear.name] = Gradient(rms_RC if total.tokens else torch.ones_like(rms_RC), total.tokens)
+            rms = {}
+            for name, squares, count in (
+                (GRADIENT, total.squares_RC, sequences),
+                (OUTPUT_GRADIENT, total.squares_R1, max(total.tokens, 1)),
+            ):
+                if squares is None:
+                    continue
+                rms[name] = squares.div_(count).sqrt_().div_(scored) if total.tokens else torch.ones_like(squares)
+                if not torch.isfinite(rms[name].max()):
+                    raise AutopruneError(
+                        "the gradient of the loss is not finite", where=total.linear.name, remedy="try --dtype float32"
+                    )
+            found[total.linear.name] = Gradient(total.tokens, **rms)
         return found
 
 
 class _Sum:
-    """Sum over sequences of the squared gradient by one weight: float32 (R, C).
+    """Sums of squared gradients: over sequences, by one weight, float32 (R, C); over tokens, by its outputs (R, 1).
 
     `uses` counts how often the micro-batch uses the weight, `seen` with how many tokens. Where that is more than once,
-    the gradients add up in `unsquared_RC` first.
+    the gradients by the weight add up in `unsquared_RC` first.
     """
 
-    def __init__(self, linear: Linear):
+    def __init__(self, linear: Linear, wanted: frozenset[str]):
         self.linear, self.tokens = linear, 0
-        self.squares_RC = torch.zeros(linear.shape, device=linear.weight_RC.device)
+        R, C = linear.shape
+        device = linear.weight_RC.device
+        self.squares_RC = torch.zeros(R, C, device=device) if GRADIENT in wanted else None
+        self.squares_R1 = torch.zeros(R, 1, device=device) if OUTPUT_GRADIENT in wanted else None
         self.uses, self.seen = 0, 0
         self.unsquared_RC: Tensor | None = None
 
+    def add_outputs(self, delta_TR: Tensor) -> None:
+        """Count the gradients by outputs of T tokens."""
+        if self.squares_R1 is not None:
+            self.squares_R1 += delta_TR.float().square().sum(0)[:, None]
+
     def add(self, linear: Linear, x_BTC: Tensor, delta_BTR: Tensor) -> None:
         """Count the inputs of B sequences and the gradients by the outputs that `linear` made of them."""
+        assert self.squares_RC is not None
         at_once = max(1, _PRODUCTS_AT_ONCE // linear.size)
         with bfloat16_products(torch.promote_types(x_BTC.dtype, delta_BTR.dtype) == torch.bfloat16):
             for x, delta in zip(x_BTC.split(at_once), delta_BTR.split(at_once), strict=True):
@@ -149,7 +169,7 @@ class _Sum:
 
     def finish(self) -> None:
         self.tokens += self.seen
-        if self.unsquared_RC is not None:
+        if self.unsquared_RC is not None and self.squares_RC is not None:
             self.squares_RC.addcmul_(self.unsquared_RC, self.unsquared_RC)
             self.unsquared_RC = None
 
@@ -168,8 +188,10 @@ class _Tapped:
         return _Tap.apply(x, self.forward(x), self.collector.anchor, self)  # pyright: ignore[reportReturnType]
 
     def take(self, x: Tensor, delta: Tensor) -> None:
-        B = self.collector.shape[0]
-        self.total.add(self.linear, x.reshape(B, -1, x.shape[-1]), delta.reshape(B, -1, delta.shape[-1]))
+        self.total.add_outputs(delta.reshape(-1, delta.shape[-1]))
+        if self.collector.by_weight:
+            B = self.collector.shape[0]
+            self.total.add(self.linear, x.reshape(B, -1, x.shape[-1]), delta.reshape(B, -1, delta.shape[-1]))
 
 
 class _Tap(torch.autograd.Function):

@@ -107,7 +107,7 @@ class InputStatistics:
         return self._dense_CC / self.tokens
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
-        """A statistic of `autoprune.language.STATISTICS`, not `gradient`, for one layer: float32, two-dimensional."""
+        """A statistic of `autoprune.language.STATISTICS` but gradients, for one layer: float32, two-dimensional."""
         match name:
             case "weight":
                 return weight_RC.float()
@@ -157,13 +157,15 @@ class InputStatistics:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Root mean square, over sequences, of the gradient of a sequence's loss by the weight of a layer: float32 (R, C).
+    """Root mean squares of the gradient of a sequence's loss, as far as they were asked for: over sequences, by the
+    weight of a layer, float32 (R, C); over tokens, by its outputs, float32 (R, 1).
 
-    `tokens` is how many reached the layer; where none did the gradient is neutral too: ones.
+    `tokens` is how many reached the layer; where none did the gradients are neutral too: ones.
     """
 
-    rms_RC: Tensor
     tokens: int
+    gradient: Tensor | None = None
+    output_gradient: Tensor | None = None
 
 
 def damped_inverse_diagonal(gram_CC: Tensor) -> Tensor:

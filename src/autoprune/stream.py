@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from autoprune.errors import AutopruneError
 from autoprune.language import STATISTICS, interpret
 from autoprune.language.program import Tape
-from autoprune.language.statistics import GRADIENT
+from autoprune.language.statistics import GRADIENTS
 from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
@@ -68,9 +68,10 @@ class Visit:
         return {name: self._statistic(name) for name in names}
 
     def _statistic(self, name: str) -> Tensor:
-        if name == GRADIENT:
-            assert self.gradient is not None, "the program names a statistic that was not collected"
-            return self.gradient.rms_RC
+        if name in GRADIENTS:
+            value = getattr(self.gradient, name, None)
+            assert value is not None, "the program names a statistic that was not collected"
+            return value
         return self.inputs.statistic(name, self.linear.weight_RC, self.depth)
 
     def score(self, tape: Tape) -> Tensor:
@@ -132,7 +133,7 @@ def walk(
     that no token reaches comes last in its block, with no tokens.
     Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
     """
-    collects -= {GRADIENT}
+    collects -= GRADIENTS
     if collects and input_device(source.model).type == "cpu":
         reuse_freed_memory()
     lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients, more)

@@ -5,7 +5,7 @@ layer that shares in the sparsity; a layer is a whole block or one linear layer,
 
 Inputs x are what the layer really receives during the run, T tokens in all, padding excluded.
 What a program does not name is not collected. `collects` lists what a statistic needs: for `score` the running
-sums of `autoprune.statistics` or GRADIENT, for `allocate` the measurements of `autoprune.layer_statistics`.
+sums of `autoprune.statistics` or GRADIENTS, for `allocate` the measurements of `autoprune.layer_statistics`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Statistic:
     collects: tuple[str, ...] = ()
 
 
-GRADIENT = "gradient"
+GRADIENT, OUTPUT_GRADIENT = "gradient", "output_gradient"
+GRADIENTS = frozenset({GRADIENT, OUTPUT_GRADIENT})
 """What takes a backward pass through the unpruned model (`autoprune.gradients`), before any layer is visited."""
 
 _ROWS = [
@@ -63,6 +64,13 @@ _ROWS = [
         doc="Root mean square over sequences of the gradient by the weight of the sequence's loss, the mean over its "
         "next tokens, in the unpruned model. Costs a backward pass.",
         collects=(GRADIENT,),
+    ),
+    Statistic(
+        name="output_gradient",
+        type=Type.R,
+        doc="Root mean square over tokens of the gradient by each output of the sequence's loss, the mean over its "
+        "next tokens, in the unpruned model: what an error of the output costs (K-FAC's factor). Costs a backward pass.",
+        collects=(OUTPUT_GRADIENT,),
     ),
 ]
 

@@ -72,9 +72,7 @@ class _Search:
         done_keep_RC, done_left_R = self.keep_RC.clone(), left_R.clone()
         rows = torch.arange(len(left_R), device=left_R.device)
         while len(rows):
-            gain_R, prune_R, revive_R = self._best_in_groups() if self.group else self._best()
-            swap_R = (gain_R < 0) & (left_R > 0)
-            self._swap(swap_R, prune_R, revive_R)
+            swap_R = self._swap(left_R)
             left_R = left_R - swap_R.int()
             if 2 * int(swap_R.sum()) < len(rows):  # go on with those rows only
                 done_keep_RC[rows], done_left_R[rows] = self.keep_RC, left_R
@@ -90,29 +88,51 @@ class _Search:
                     setattr(self, name, getattr(self, name)[swap_R])
         return done_keep_RC, done_left_R
 
-    def _best(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Change of the error (R,) by the best swap that is found, and its two columns (R,)."""
-        take_back_RC = torch.addcmul(self.own_if_pruned_RC, self.signed_RC, self.change_RC)
-        give_up_RC = torch.addcmul(self.own_if_kept_RC, self.signed_RC, self.change_RC)
-        if self.partners == 1:
-            cost_R1, column_R1 = take_back_RC.min(1, keepdim=True)
+    def _swap(self, left_R: Tensor) -> Tensor:
+        """One swap in each row that has one left, where it is a gain; which rows that are (R,)."""
+        if self.group:
+            gain_R, revive_R, prune_R = self._best_in_groups()
+            self._add_to_change(revive_R, -1)
         else:
-            count = min(self.partners, take_back_RC.shape[1])
-            cost_R1, column_R1 = take_back_RC.topk(count, dim=1, largest=False, sorted=False)
-        found = []
-        for cost_R, revive_R in zip(cost_R1.unbind(1), column_R1.unbind(1), strict=True):
-            weight_R1 = self.weight_RC.gather(1, revive_R[:, None])
-            both_RC = torch.addcmul(give_up_RC, self.weight_RC, self.gram_CC[revive_R] * (-2 * weight_R1))
-            least_R, prune_R = both_RC.min(1)
-            found.append((cost_R + least_R, prune_R, revive_R))
-        gain_R, best_R = torch.stack([gain_R for gain_R, _, _ in found]).min(0)
-        prune_R, revive_R = (
-            torch.stack(columns).gather(0, best_R[None])[0] for columns in list(zip(*found, strict=True))[1:]
-        )
-        return torch.nan_to_num(gain_R, nan=torch.inf), prune_R, revive_R
+            cost_R, revive_R = self._cheapest()
+            self._add_to_change(revive_R, -1)
+            least_R, prune_R = torch.addcmul(self.own_if_kept_RC, self.signed_RC, self.change_RC).min(1)
+            gain_R = cost_R + least_R
+        swap_R = (gain_R < 0) & (left_R > 0)  # not where it is NaN
+        self._add_to_change(torch.where(swap_R, prune_R, revive_R), 1)  # what was taken back for nothing goes again
+        rows = swap_R.nonzero()[:, 0]
+        for column_R, kept in ((prune_R, False), (revive_R, True)):
+            at = (rows, column_R[rows])
+            own_R = (self.own_if_pruned_RC if kept else self.own_if_kept_RC)[at]
+            self.own_if_kept_RC[at] = own_R if kept else torch.inf
+            self.own_if_pruned_RC[at] = torch.inf if kept else own_R
+            self.signed_RC[at] *= -1
+            self.keep_RC[at] = kept
+        return swap_R
+
+    def _add_to_change(self, column_R: Tensor, sign: int) -> None:
+        """As if a weight of each row were pruned (1), or taken back (-1)."""
+        weight_R1 = self.weight_RC.gather(1, column_R[:, None])
+        self.change_RC.addcmul_(self.gram_CC[column_R], weight_R1, value=sign)
+
+    def _cheapest(self) -> tuple[Tensor, Tensor]:
+        """Change of the error (R,) by taking back the pruned weight (R,) that is cheapest to take back, or, of several
+        partners, the one that is cheapest together with its best kept weight."""
+        take_back_RC = torch.addcmul(self.own_if_pruned_RC, self.signed_RC, self.change_RC)
+        if self.partners == 1:
+            return take_back_RC.min(1)
+        give_up_RC = torch.addcmul(self.own_if_kept_RC, self.signed_RC, self.change_RC)
+        cost_RK, column_RK = take_back_RC.topk(min(self.partners, take_back_RC.shape[1]), dim=1, largest=False)
+        pair_RK = torch.empty_like(cost_RK)
+        for partner, column_R in enumerate(column_RK.unbind(1)):
+            cross_RC = self.gram_CC[column_R] * self.weight_RC.gather(1, column_R[:, None])
+            pair_RK[:, partner] = torch.addcmul(give_up_RC, self.weight_RC, cross_RC, value=-2).amin(1)
+        best_R1 = pair_RK.add_(cost_RK).argmin(1, keepdim=True)
+        return cost_RK.gather(1, best_R1)[:, 0], column_RK.gather(1, best_R1)[:, 0]
 
     def _best_in_groups(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same over all pairs of each group."""
+        """Change of the error (R,) by the best of all swaps within groups, the column that comes back and the one that
+        goes (R,)."""
         (R, C), M = self.weight_RC.shape, self.group
         blocks_GMM = self.gram_CC.reshape(C // M, M, C // M, M).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         weight_RGM = self.weight_RC.reshape(R, C // M, M)
@@ -123,16 +143,4 @@ class _Search:
         pair_RGMM.addcmul_(weight_RGM[..., :, None] * blocks_GMM, weight_RGM[..., None, :], value=-2)
         gain_R, pair_R = pair_RGMM.reshape(R, -1).min(1)
         start_R = pair_R // (M * M) * M
-        return torch.nan_to_num(gain_R, nan=torch.inf), start_R + pair_R // M % M, start_R + pair_R % M
-
-    def _swap(self, swap_R: Tensor, prune_R: Tensor, revive_R: Tensor) -> None:
-        rows = swap_R.nonzero()[:, 0]
-        for column_R, kept, sign in ((prune_R, False, 1), (revive_R, True, -1)):
-            weight_R = self.weight_RC.gather(1, column_R[:, None])[:, 0] * swap_R
-            self.change_RC.addcmul_(self.gram_CC[column_R], weight_R[:, None], value=sign)
-            at = (rows, column_R[rows])
-            own_R = (self.own_if_pruned_RC if kept else self.own_if_kept_RC)[at]
-            self.own_if_kept_RC[at] = own_R if kept else torch.inf
-            self.own_if_pruned_RC[at] = torch.inf if kept else own_R
-            self.signed_RC[at] *= -1
-            self.keep_RC[at] = kept
+        return gain_R, start_R + pair_R % M, start_R + pair_R // M % M
