@@ -69,7 +69,8 @@ _ROWS = [
         name="output_gradient",
         type=Type.R,
         doc="Root mean square over tokens of the gradient by each output of the sequence's loss, the mean over its "
-        "next tokens, in the unpruned model: what an error of the output costs (K-FAC's factor). Costs a backward pass.",
+        "next tokens, in the unpruned model: what an error of the output costs (K-FAC's factor). Costs a backward "
+        "pass.",
         collects=(OUTPUT_GRADIENT,),
     ),
 ]
