@@ -23,6 +23,7 @@ from autoprune.solvers import (
     swaps,
     towards_dense,
 )
+from autoprune.solvers.conditioning import DAMPING, TOWARDS_DENSE_DAMPING
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import DENSE_GRAM, Visit
 
@@ -110,12 +111,13 @@ def solve(visit: Visit, method: Method, target: Target, count: int, *, any_order
         return Solution(solution.keep_RC, solution.weight_RC, f"{error.what}: pruned by score, weights as they were")
 
 
-def _wanted(visit: Visit, method: Method) -> Tensor:
-    """The weight (R, C) that an update stays close to."""
+def _aim(visit: Visit, method: Method) -> tuple[Tensor, float]:
+    """The weight (R, C) that an update stays close to, and its damping."""
     dense_CC = visit.inputs.dense_gram if method.towards_dense else None
     if dense_CC is None:
-        return visit.linear.weight_RC
-    return towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC, method.towards_dense)
+        return visit.linear.weight_RC, DAMPING
+    aim_RC = towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC, method.towards_dense)
+    return aim_RC, TOWARDS_DENSE_DAMPING
 
 
 def _score_first(visit: Visit, method: Method, target: Target, count: int) -> Solution:
@@ -135,7 +137,8 @@ def _score_first(visit: Visit, method: Method, target: Target, count: int) -> So
 
 def _updated(visit: Visit, method: Method, keep_RC: Tensor) -> Tensor:
     if method.update == "least_squares":
-        return least_squares(_wanted(visit, method), keep_RC, visit.inputs.gram)
+        weight_RC, damping = _aim(visit, method)
+        return least_squares(weight_RC, keep_RC, visit.inputs.gram, damping=damping)
     return visit.linear.weight_RC
 
 
@@ -165,15 +168,18 @@ def _highest(score_RC: Tensor, keep_RC: Tensor, share: float) -> Tensor:
 
 
 def _admm(visit: Visit, method: Method, target: Target, count: int) -> Solution:
-    weight_RC, gram_CC, score = _wanted(visit, method), visit.inputs.gram, visit.scorer(method.score)
-    keep_RC, start_RC = admm(
-        weight_RC, gram_CC, lambda weight_RC: keep_mask(score(weight_RC), target, count, method.compare)
-    )
-    return Solution(keep_RC, least_squares(weight_RC, keep_RC, gram_CC, start_RC=start_RC))
+    (weight_RC, damping), gram_CC = _aim(visit, method), visit.inputs.gram
+    score = visit.scorer(method.score)
+
+    def select(weight_RC: Tensor) -> Tensor:
+        return keep_mask(score(weight_RC), target, count, method.compare)
+
+    keep_RC, start_RC = admm(weight_RC, gram_CC, select, damping=damping)
+    return Solution(keep_RC, least_squares(weight_RC, keep_RC, gram_CC, start_RC=start_RC, damping=damping))
 
 
 def _sparsegpt(visit: Visit, method: Method, target: Target, count: int) -> Solution:
-    weight_RC, score = _wanted(visit, method), visit.scorer(method.score)
+    (weight_RC, _), score = _aim(visit, method), visit.scorer(method.score)
     columns = weight_RC.shape[1]
 
     def select(part_Rc: Tensor, curvature_1c: Tensor, chosen: slice) -> Tensor:

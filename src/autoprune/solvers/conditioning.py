@@ -10,9 +10,9 @@ from torch import Tensor
 
 from autoprune.errors import AutopruneError
 
-DAMPING = 0.1
-"""Share of its own variance that is added to each input's. Sums over some tokens of one text are not those of the next:
-held-out divergence is least between 0.1 and 0.3, in domain and beyond (LOG.md)."""
+DAMPING, TOWARDS_DENSE_DAMPING = 0.01, 0.1
+"""Share of its own variance that is added to each input's: where the aim is the dense weight, and where it is what the
+unpruned model has, which is known from these tokens only and with their noise (held-out divergence, LOG.md)."""
 
 SWAPS_DAMPING = 0.5
 """Share of its own variance that is added to each input's. More than least squares has: what a mask alone gains on some
