@@ -447,6 +447,17 @@ def test_auto_tries_the_programs_own_allocation_first():
         assert choice.tried[0]["allocation"] == "both, strength 0.3, by block"
 
 
+def test_auto_tries_no_allocation_twice(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(auto, "BUDGET", 40.0)
+    own = Allocation.of(algorithms.load("best"))  # sdsa's, under another name
+    measurements = measured(tiny.model(num_hidden_layers=3), Target.of(0.6))
+    choice = choose(measurements, Allocation.named("auto"), own, "block")
+    first = [row for row in choice.tried if row["tokens"] == choice.tried[0]["tokens"]]
+    names = [row["allocation"] for row in first if "strength 0.2, by block" in row["allocation"]]
+    assert any(name.startswith("best") for name in names)
+    assert not any(name.startswith("sdsa") for name in names)
+
+
 def test_what_auto_tried_is_written_beside_the_model(text: str, tmp_path: Path):
     report = pruned(tiny.model(), text, allocation="auto", sparsity=0.5, out=tmp_path / "out")
     record = json.loads((tmp_path / "out" / "autoprune.json").read_text())["allocation"]

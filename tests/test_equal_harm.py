@@ -17,7 +17,7 @@ from autoprune import algorithms
 from autoprune.equal_harm import equal_harm, masks_only, needs
 from autoprune.layer import Method
 from autoprune.measurements import Measurements
-from autoprune.models import InMemoryBlocks
+from autoprune.models import InMemoryBlocks, all_linears
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import Visit, walk
 
@@ -115,3 +115,19 @@ def test_more_is_collected_in_some_blocks_only():
         has_gram = visit.inputs._gram_CC is not None
         assert has_gram == (visit.linear.block == 1)
         assert torch.isfinite(visit.inputs.input_norm).all()
+
+
+def test_what_does_no_harm_and_what_cannot_be_measured_is_judged_at_the_target():
+    method = Method.of(algorithms.load("swaps-wanda"))
+    model = tiny.model()
+    for linear in all_linears(InMemoryBlocks(model)):
+        linear.weight_RC[:, 10:] = 0  # pruned already
+    for visit in walk(InMemoryBlocks(model), [tiny.tokens(8, 64)], collects=needs(method), propagation="dense"):
+        assert equal_harm(visit, method, TARGET if visit.linear.shape[1] < 34 else Target.of(0.75)) in (0.7, 0.75)
+
+
+def test_overfitting_does_not_go_below_what_half_as_many_weights_more_would_do():
+    method = Method.of(algorithms.load("alps"))
+    source = InMemoryBlocks(tiny.model())
+    for visit in walk(source, [tiny.tokens(1, 4)], collects=needs(method), propagation="dense"):
+        assert equal_harm(visit, method, TARGET) >= 1 - 1.5 * 0.3 - 1e-9

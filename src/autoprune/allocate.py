@@ -28,7 +28,8 @@ class Shares:
 
 
 def shares(allocation: Allocation, measurements: Measurements) -> Shares:
-    """What an allocation gives each of its layers; the mean, weighted by size, is the sparsity of `judged`."""
+    """What an allocation gives each of its layers; the mean, weighted by size, is the sparsity of `judged`, from where
+    `Measurements.at_target` takes it to the target."""
     target, granularity = measurements.judged, allocation.granularity
     size_L = group_sizes(measurements.groups(granularity))
     if allocation.is_named(UNIFORM):

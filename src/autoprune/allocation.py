@@ -106,18 +106,6 @@ def project(
     return _balanced(wanted_L, np.ones(len(order)), size_L, target, bounds(target, max_shift, least_kept))
 
 
-def moved(
-    sparsity_L: np.ndarray,
-    size_L: np.ndarray,
-    judged: Target,
-    target: Target,
-    max_shift: float,
-    least_kept: float = 0.5,
-) -> np.ndarray:
-    """Sparsities around that of `judged` taken to the target: all by the same, but for `bounds`."""
-    return sparsity_L if judged == target else project(sparsity_L, size_L, target, max_shift, least_kept)
-
-
 def equal_marginal_damage(
     log_damage_L: np.ndarray, slope_L: np.ndarray, size_L: np.ndarray, target: Target, max_shift: float
 ) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoprune import algorithms
 from autoprune.allocate import shares
-from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation, moved
+from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation
 from autoprune.auto import choose
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
@@ -30,7 +30,7 @@ from autoprune.generate import Sampling, self_calibration
 from autoprune.gradients import loss_gradients
 from autoprune.language import Program
 from autoprune.layer import Method
-from autoprune.layer_statistics import group_name, group_sizes
+from autoprune.layer_statistics import group_name
 from autoprune.measurements import Measurements
 from autoprune.models import (
     InMemoryBlocks,
@@ -150,6 +150,9 @@ def prune(
     )
     if propagation not in PROPAGATION:
         raise AutopruneError(f"unknown propagation '{propagation}'", remedy=f"use {', '.join(PROPAGATION)}")
+    if method.towards_dense and propagation == "dense":
+        progress.note("with propagation dense every layer has the unpruned model's inputs: towards_dense is not used")
+        method = replace(method, towards_dense=0.0)
     needs_text = bool(method.collects) or sharing.needs_text
     folder = Path(out) if out is not None else None
     if folder is not None:
@@ -306,7 +309,7 @@ def diagnose(
     progress = progress or Silent()
     check_matplotlib()
     program = algorithm if isinstance(algorithm, Program) else algorithms.load(algorithm)
-    method, target = Method(score=program.require("score"), compare=program.compare), Target.of(sparsity)
+    method, target = Method.of(program), Target.of(sparsity)
     sharing = choose_allocation(allocation, program)
     if sharing.is_named(AUTO):
         raise AutopruneError("auto cannot be drawn before a model is pruned", remedy="name another --allocation")
@@ -366,7 +369,7 @@ def _shares(
     if allocation.tape:
         record |= {name: getattr(allocation, name) for name in ("strength", "temperature", "digest", "text")}
     measurements = Measurements(source, method, target, tokens_BL, judge=allocation.needs_judge, progress=progress)
-    judged = measurements.judged
+    judged, bounds = measurements.judged, (allocation.max_shift, allocation.least_kept)
     at = "" if judged == target else f" at {float(judged.fraction):.1%}, where masks alone harm layers as much"
     record |= {"judged_at": float(judged.fraction)} if allocation.needs_judge else {}
     if allocation.is_named(AUTO):
@@ -377,12 +380,11 @@ def _shares(
             f"auto: {choice.name} (KL {choice.damage:.3f} nats/token in one-shot trials{at}; "
             f"uniform {uniform['kl_nats_per_token']:.3f})"
         )
-        sparsity_N = moved(choice.sparsity_N, measurements.size_N, judged, target, allocation.max_shift)
+        sparsity_N = measurements.at_target(choice.sparsity_N, "linear", *bounds)
         return list(sparsity_N), record | {"chosen": choice.name, "tried": choice.tried}
     found = shares(allocation, measurements)
     groups = measurements.groups(allocation.granularity)
-    bounds = (allocation.max_shift, allocation.least_kept)
-    sparsity_L = moved(found.sparsity_L, group_sizes(groups), judged, target, *bounds)
+    sparsity_L = measurements.at_target(found.sparsity_L, allocation.granularity, *bounds)
     record["layers"] = [
         {"name": group_name(group), "sparsity": float(share)}
         | {name: float(values[index]) for name, values in found.statistics.items()}

@@ -108,7 +108,14 @@ class _Search:
         """Successive halving: all on half of the tokens, the better half of them on all, and uniform."""
         measurements = self.measurements
         uniform = _Candidate(UNIFORM, np.full(len(measurements.linears), float(measurements.judged.fraction)))
-        known = [self._candidate(allocation) for allocation in self._known()[: self._affordable()]]
+        known: list[_Candidate] = []
+        affordable = self._affordable()
+        for allocation in self._known():
+            if len(known) == affordable:
+                break
+            candidate = self._candidate(allocation)
+            if not any(np.array_equal(candidate.sparsity_N, other.sparsity_N) for other in known):
+                known.append(candidate)
         ranked = sorted(known, key=lambda candidate: self._damage(candidate, self.half))
         return min(
             (self._judged(candidate) for candidate in (uniform, *ranked[: (len(ranked) + 1) // 2])),

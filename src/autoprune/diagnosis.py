@@ -59,7 +59,10 @@ def diagnose_model(
     curves = measurements.curves("block")
     found = shares(allocation, measurements)
     blocks = measurements.groups("block")
-    sparsity_N = measurements.per_linear(found.sparsity_L, found.granularity)
+    sparsity_L = measurements.at_target(
+        found.sparsity_L, found.granularity, allocation.max_shift, allocation.least_kept
+    )
+    sparsity_N = measurements.per_linear(sparsity_L, found.granularity)
     position = {linear: index for index, linear in enumerate(measurements.linears)}
     members = [[position[linear] for linear in block] for block in blocks]
     block_of = {linear: index for index, block in enumerate(blocks) for linear in block}

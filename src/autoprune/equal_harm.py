@@ -16,6 +16,10 @@ from autoprune.stream import Visit
 
 _HALVINGS = 7  # to less than a hundredth of sparsity
 
+_MOST_KEPT = 1.5
+"""A method counts as if it kept at most so many times the weights it keeps: on the few tokens it was solved for it
+looks better than it is, and judging too low is worse than a little too high (LOG.md)."""
+
 
 def masks_only(method: Method) -> Method:
     """Masks of the method's score with weights as they are, to judge the method by. Where an update chooses the mask,
@@ -41,13 +45,18 @@ def equal_harm(visit: Visit, method: Method, target: Target) -> float:
     score_RC, size = visit.score(method.score), visit.linear.size
 
     def harm(pruned_RC: Tensor) -> float:
-        return float(output_error(weight_RC, pruned_RC, gram_CC).double().sum())
+        return float(output_error(weight_RC, pruned_RC, gram_CC).sum())
+
+    def mask_harm(sparsity: float) -> float:
+        return harm(weight_RC * keep_mask(score_RC, target, int(sparsity * size), compare))
 
     solution = solve(visit, _first(method), target, int(target.fraction * size))
     own = harm(solution.weight_RC * solution.keep_RC)
-    low, high, compare = 0.0, float(target.fraction), masks_only(method).compare
+    compare, high = masks_only(method).compare, float(target.fraction)
+    low = max(0.0, 1 - _MOST_KEPT * (1 - high))
+    if not own < mask_harm(high):  # not finite, perhaps
+        return high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        keep_RC = keep_mask(score_RC, target, int(middle * size), compare)
-        low, high = (middle, high) if harm(weight_RC * keep_RC) < own else (low, middle)
+        low, high = (middle, high) if mask_harm(middle) < own else (low, middle)
     return high

@@ -32,7 +32,8 @@ from autoprune.statistics import Gradient, bfloat16_products
 from autoprune.stream import micro_batches
 
 _PRODUCTS_AT_ONCE = 1 << 24
-"""Elements of the gradients of several sequences by one weight that are there at once; one sequence at least."""
+"""Elements of gradients that are there at once: of several sequences by one weight, one sequence at least; of tokens
+by outputs."""
 
 
 def loss_gradients(
@@ -151,7 +152,8 @@ class _Sum:
     def add_outputs(self, delta_TR: Tensor) -> None:
         """Count the gradients by outputs of T tokens."""
         if self.squares_R1 is not None:
-            self.squares_R1 += delta_TR.float().square().sum(0)[:, None]
+            for part_TR in delta_TR.split(max(1, _PRODUCTS_AT_ONCE // delta_TR.shape[1])):
+                self.squares_R1 += part_TR.float().square().sum(0)[:, None]
 
     def add(self, linear: Linear, x_BTC: Tensor, delta_BTR: Tensor) -> None:
         """Count the inputs of B sequences and the gradients by the outputs that `linear` made of them."""

@@ -18,6 +18,7 @@ from autoprune.solvers import (
     admm,
     dsnot,
     least_squares,
+    output_error,
     permute,
     sparsegpt,
     swaps,
@@ -26,6 +27,8 @@ from autoprune.solvers import (
 from autoprune.solvers.conditioning import DAMPING, TOWARDS_DENSE_DAMPING
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import DENSE_GRAM, Visit
+
+_FEW = 4  # iterations of least squares that show what a mask is worth
 
 CHOOSES_MASK = ("sparsegpt", "admm")
 """Updates that choose the mask themselves, asking the score again as weights change."""
@@ -54,7 +57,10 @@ class Method:
             if given.get(name) is not None and method.refine != "swaps":
                 raise AutopruneError(f"{name} is for refine=swaps, not {method.refine}", remedy="add refine swaps")
         if method.towards_dense and method.update == "none":
-            raise AutopruneError("towards_dense is for an update, not for none", remedy="add update least_squares")
+            raise AutopruneError(
+                "towards_dense is for an update, not for none",
+                remedy="add update least_squares, or use towards_dense 0",
+            )
         if method.refine != "none" and method.update in CHOOSES_MASK:
             raise AutopruneError(
                 f"update={method.update} chooses the mask itself, so refine={method.refine} has nothing to refine",
@@ -117,6 +123,8 @@ def _aim(visit: Visit, method: Method) -> tuple[Tensor, float]:
     if dense_CC is None:
         return visit.linear.weight_RC, DAMPING
     aim_RC = towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC, method.towards_dense)
+    if not torch.isfinite(aim_RC).all():
+        raise UnsolvableError("what the unpruned model has there is not finite")
     return aim_RC, TOWARDS_DENSE_DAMPING
 
 
@@ -175,7 +183,14 @@ def _admm(visit: Visit, method: Method, target: Target, count: int) -> Solution:
         return keep_mask(score(weight_RC), target, count, method.compare)
 
     keep_RC, start_RC = admm(weight_RC, gram_CC, select, damping=damping)
-    return Solution(keep_RC, least_squares(weight_RC, keep_RC, gram_CC, start_RC=start_RC, damping=damping))
+    solved_RC = least_squares(weight_RC, keep_RC, gram_CC, start_RC=start_RC, damping=damping)
+    # A score that has little to do with the error may lead ADMM astray.
+    first_RC = select(weight_RC.float())
+    plain_RC = least_squares(weight_RC, first_RC, gram_CC, damping=damping, iterations=_FEW)
+    own, plain = (float(output_error(weight_RC, pruned_RC, gram_CC).sum()) for pruned_RC in (solved_RC, plain_RC))
+    if plain < own:
+        return Solution(first_RC, least_squares(weight_RC, first_RC, gram_CC, start_RC=plain_RC, damping=damping))
+    return Solution(keep_RC, solved_RC)
 
 
 def _sparsegpt(visit: Visit, method: Method, target: Target, count: int) -> Solution:
@@ -183,9 +198,11 @@ def _sparsegpt(visit: Visit, method: Method, target: Target, count: int) -> Solu
     columns = weight_RC.shape[1]
 
     def select(part_Rc: Tensor, curvature_1c: Tensor, chosen: slice) -> Tensor:
-        """As many of these columns' weights go as is their share."""
+        """As many of these columns' weights go as is their share; what rows cannot share falls to others each time."""
         part = count * chosen.stop // columns - count * chosen.start // columns
-        return keep_mask(score(part_Rc, curvature_1c, chosen), target, part, method.compare)
+        turn = chosen.start // (chosen.stop - chosen.start)
+        score_Rc = score(part_Rc, curvature_1c, chosen).roll(turn, 0)
+        return keep_mask(score_Rc, target, part, method.compare).roll(-turn, 0)
 
     return Solution(*sparsegpt(weight_RC, visit.inputs.gram, select, group=target.group))
 

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 from torch import Tensor
 
+from autoprune.allocation import project
 from autoprune.equal_harm import equal_harm, masks_only, needs
 from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, writing_to
@@ -97,6 +98,12 @@ class Measurements:
             self.tokens_BL, self.held_BL = tokens_BL[:-held], tokens_BL[-held:]
         self._known: dict[tuple[str, str], np.ndarray] = {}
         self.groups = cache(lambda granularity: grouped(source, granularity))
+
+    def at_target(self, sparsity_L: np.ndarray, granularity: str, max_shift: float, least_kept: float) -> np.ndarray:
+        """Sparsities (L,) around that of `judged` taken to the target: all by the same, but for the bounds."""
+        if self.judged == self.target:
+            return sparsity_L
+        return project(sparsity_L, group_sizes(self.groups(granularity)), self.target, max_shift, least_kept)
 
     @property
     def observed_tokens(self) -> int:

@@ -81,7 +81,7 @@ def prune_blocks(
             orders[linear] = solution.order_C
         elif recipe.method.refine == "permute":
             own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
-        if solution.weight_RC is not weight_RC:
+        if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
             weight_RC.copy_(solution.weight_RC)
         zero_pruned_(weight_RC, solution.keep_RC)
         pruned.append(

@@ -29,9 +29,14 @@ _GRAM_COLUMNS = 256  # of its narrower side, at least
 def bfloat16_products(allowed: bool = True) -> Iterator[None]:
     """Let products round their factors to bfloat16, three times as fast; sums are float32 all the same. Where factors
     have been bfloat16 anyway nothing is lost."""
-    before = torch.get_float32_matmul_precision()
-    if allowed:
-        torch.set_float32_matmul_precision("medium")
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set precisions by backend, and torch refuses to mix both ways
+        allowed = False
+    if not allowed:
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:

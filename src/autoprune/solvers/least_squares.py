@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import DAMPING, unit_diagonal
+from autoprune.solvers.conditioning import DAMPING, UnsolvableError, unit_diagonal
 
 _ITERATIONS = 16  # leave less than 1 % of the least error, at 50 and 70 % sparsity (LOG.md)
 _TOLERANCE = 1e-5  # of the first residual: so little that where it is met makes no difference
@@ -29,7 +29,7 @@ def least_squares(
     `damping` times G's diagonal is added to it, which pulls v towards w; an input that was never active leaves its
     weights as they are. Solved by conjugate gradients on columns scaled to a unit diagonal, each iteration one matrix
     product; the error never grows from one to the next. They start from the dense values, or from
-    `start_RC`. A row whose result is not finite keeps its dense values.
+    `start_RC`. Refused where a result is not finite.
     """
     scaled_CC, scale_C = unit_diagonal(gram_CC, damping)
     weight_RC = weight_RC.float()
@@ -49,5 +49,6 @@ def least_squares(
         residual_RC.addcmul_(image_RC, step_R[:, None], value=-1)
         before_R, square_R = square_R, residual_RC.square().sum(1)
         direction_RC.mul_(torch.where(before_R > 0, square_R / before_R, 0.0)[:, None]).add_(residual_RC)
-    solved_R = torch.isfinite(v_RC).all(1)
-    return torch.where(solved_R[:, None], v_RC / scale_C, weight_RC * keep_RC)
+    if not torch.isfinite(v_RC).all():
+        raise UnsolvableError("least squares has no finite solution")
+    return v_RC / scale_C

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import SWAPS_DAMPING
+from autoprune.solvers.conditioning import SWAPS_DAMPING, UnsolvableError
 
 _PARTNERS = 16
 """Pruned weights that are tried where the likeliest alone gave nothing, each with every kept weight of its row."""
 
 _TILE = {"cpu": 1 << 17}
-"""Weights of the rows that are worked on at once, by device type: what a core's cache holds."""
+"""Weights of the rows that are worked on at once, or pairs within groups, by device type: what a core's cache holds."""
 _TILE_ELSEWHERE = 1 << 25
 
 
@@ -40,12 +40,13 @@ def swaps(
     """
     weight_RC, gram_CC = weight_RC.float(), gram_CC.float().clone()
     if not torch.isfinite(gram_CC).all():
-        return keep_RC
+        raise UnsolvableError("the Gram matrix is not finite")
     gram_CC.diagonal().mul_(1 + damping)
     fixed_RC = torch.zeros_like(keep_RC) if fixed_RC is None else fixed_RC
     keep_RC = keep_RC.clone()
     left_R = torch.full((len(weight_RC),), most, device=weight_RC.device)
-    tile = max(1, _TILE.get(weight_RC.device.type, _TILE_ELSEWHERE) // weight_RC.shape[1])
+    width = weight_RC.shape[1] * max(1, group)
+    tile = max(1, _TILE.get(weight_RC.device.type, _TILE_ELSEWHERE) // width)
     for partners in (1,) if group else (1, _PARTNERS):
         for rows in left_R.nonzero()[:, 0].split(tile):
             search = _Search(weight_RC[rows], keep_RC[rows], fixed_RC[rows], gram_CC, group, partners)
