@@ -7,7 +7,7 @@ Vector sums are kept in float64 (float32 where the device has no float64), the G
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,11 +29,10 @@ _GRAM_COLUMNS = 256  # of its narrower side, at least
 def bfloat16_products(allowed: bool = True) -> Iterator[None]:
     """Let products round their factors to bfloat16, three times as fast; sums are float32 all the same. Where factors
     have been bfloat16 anyway nothing is lost."""
-    try:
+    before = None
+    with suppress(RuntimeError):  # the caller has set precisions by backend, and torch refuses to mix both ways
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has set precisions by backend, and torch refuses to mix both ways
-        allowed = False
-    if not allowed:
+    if not allowed or before is None:
         yield
         return
     torch.set_float32_matmul_precision("medium")
