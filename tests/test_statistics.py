@@ -13,11 +13,11 @@ from torch import Tensor
 
 from autoprune.errors import AutopruneError
 from autoprune.language import STATISTICS as ALL_STATISTICS
-from autoprune.language.statistics import GRADIENT
+from autoprune.language.statistics import GRADIENTS
 from autoprune.language.types import Type
 from autoprune.statistics import DAMPING, InputStatistics, damped_inverse_diagonal
 
-STATISTICS = {name: row for name, row in ALL_STATISTICS.items() if name != GRADIENT}  # see test_gradients
+STATISTICS = {name: row for name, row in ALL_STATISTICS.items() if name not in GRADIENTS}  # see test_gradients
 EVERYTHING = ("sum", "sum_of_squares", "max", "gram")
 CPU = torch.device("cpu")
 DEPTH = 0.25
