@@ -18,16 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timing
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--text", required=True)
+    parser = timing.parser(__doc__, rounds=3)
     parser.add_argument("--peer", required=True)
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sparsity", type=float, default=0.7)
     parser.add_argument("--propagation", default="block")
     parser.add_argument("--one", choices=["own", "peer"], help=argparse.SUPPRESS)
@@ -36,14 +32,7 @@ def main() -> None:
     if options.one:
         print(json.dumps((own if options.one == "own" else peer)(options)))
         return
-    from autoprune.data import token_sequences
-    from autoprune.models import open_model
-
-    opened = open_model(options.model, device="cpu")
-    tokens_BL = token_sequences(
-        f"file:{options.text}", opened.tokenizer, sequences=options.sequences, length=options.length
-    )
-    del opened
+    _, tokens_BL = timing.opened_with_tokens(options)
     times: dict[str, list[float]] = {"own": [], "peer": []}
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.json"
@@ -56,10 +45,9 @@ def main() -> None:
                     sys.exit(f"{name} failed:\n{result.stderr[-2000:]}")
                 times[name].append(json.loads(result.stdout.splitlines()[-1]))
                 print(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr)
-    ratios = sorted(one / other for one, other in zip(times["own"], times["peer"], strict=True))
     for name, taken in times.items():
         print(f"{name:<6} median {statistics.median(taken):6.1f} s")
-    print(f"ratio  median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}")
+    print(f"ratio  {timing.ratios(times['own'], times['peer'])}")
 
 
 def own(options: argparse.Namespace) -> float:

@@ -10,7 +10,6 @@ once, the peak resident memory against the bytes of the model.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import timing
 from autoprune.algorithms import load
-from autoprune.data import token_sequences
 from autoprune.layer import Method
-from autoprune.models import InMemoryBlocks, open_model, weight_bytes
+from autoprune.models import InMemoryBlocks, weight_bytes
 from autoprune.prune import Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
 
@@ -33,22 +32,13 @@ SPARSITY = 0.6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = timing.parser(__doc__, rounds=5)
     parser.add_argument("--propagation", nargs="+", default=["one_pass", "block"])
     parser.add_argument("--memory-only", action="store_true", help="open, prune once, print peak memory, end")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    opened = open_model(options.model, device="cpu")
-    tokens_BL = token_sequences(
-        f"file:{options.text}", opened.tokenizer, sequences=options.sequences, length=options.length
-    )
+    opened, tokens_BL = timing.opened_with_tokens(options)
     source = InMemoryBlocks(opened.model)
     if options.memory_only:
         prune_once(source, tokens_BL, options.propagation[0])
@@ -70,10 +60,9 @@ def main() -> None:
                 linear.weight_RC.copy_(unpruned[linear.name])
     print(f"forward   median {statistics.median(forward_s):.2f} s")
     for name, times in prune_s.items():
-        ratios = sorted(own / plain for own, plain in zip(times, forward_s, strict=True))
         print(
             f"{name:<9} median {statistics.median(times):.2f} s, ratio to the forward of its round: "
-            f"median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+            f"{timing.ratios(times, forward_s)}"
         )
     for name in options.propagation:
         subprocess.run([sys.executable, *sys.argv, "--memory-only", "--propagation", name], check=True)

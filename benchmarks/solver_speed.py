@@ -8,7 +8,6 @@ alike. Prints medians, and the ratio to the Wanda prune of the same round.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -16,11 +15,11 @@ from typing import Any
 
 import torch
 
+import timing
 from autoprune.algorithms import load
-from autoprune.data import token_sequences
 from autoprune.gradients import loss_gradients
 from autoprune.layer import Method
-from autoprune.models import InMemoryBlocks, open_model
+from autoprune.models import InMemoryBlocks
 from autoprune.progress import Silent
 from autoprune.prune import Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
@@ -36,23 +35,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = timing.parser(__doc__, rounds=3)
     parser.add_argument("--sparsity", type=float, default=0.7)
     parser.add_argument("--propagation", default="block")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    opened = open_model(options.model, device="cpu")
-    tokens_BL = token_sequences(
-        f"file:{options.text}", opened.tokenizer, sequences=options.sequences, length=options.length
-    )
+    opened, tokens_BL = timing.opened_with_tokens(options)
     source = InMemoryBlocks(opened.model)
     unpruned = {linear.name: linear.weight_RC.clone() for linear in all_linears(source)}
     names = ["wanda", *(name for name in options.methods if name != "wanda")]
@@ -70,10 +60,9 @@ def main() -> None:
             for linear in all_linears(source):
                 linear.weight_RC.copy_(unpruned[linear.name])
     for name, times in taken.items():
-        ratios = sorted(own / plain for own, plain in zip(times, taken["wanda"], strict=True))
         print(
             f"{name:<14} median {statistics.median(times):6.1f} s, ratio to wanda in its round: "
-            f"median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+            f"{timing.ratios(times, taken['wanda'])}"
         )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -533,7 +532,7 @@ def visit_of(weight_RC: Tensor, gram_CC: Tensor) -> Visit:
     return Visit(Linear("layer", module, 0), Known((), weight_RC.shape[1], torch.device("cpu")), 0.0)
 
 
-def test_a_caller_who_sets_precisions_by_backend_is_left_alone():
+def test_a_caller_who_sets_precisions_by_backend_is_left_alone(tmp_path: Path):
     """torch refuses to mix its two ways of setting the precision of products."""
     script = (
         "import torch, sys; sys.path.insert(0, sys.argv[1]); import tiny, autoprune;"
@@ -542,9 +541,8 @@ def test_a_caller_who_sets_precisions_by_backend_is_left_alone():
         "r = autoprune.prune(tiny.model().bfloat16(), tokenizer=tiny.tokenizer(), algorithm='alps', sparsity=0.5,"
         "calibration='file:' + sys.argv[2], sequences=2, length=16); print(r.sparsity)"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text.txt"
-        text.write_text(tiny.text(2000), "utf-8")
-        command = [sys.executable, "-c", script, str(Path(tiny.__file__).parent), str(text)]
-        result = subprocess.run(command, capture_output=True, text=True)
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.text(2000), "utf-8")
+    command = [sys.executable, "-c", script, str(Path(tiny.__file__).parent), str(text)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-500:]

@@ -152,7 +152,7 @@ def prune(
         raise AutopruneError(f"unknown propagation '{propagation}'", remedy=f"use {', '.join(PROPAGATION)}")
     if method.towards_dense and propagation == "dense":
         progress.note("with propagation dense every layer has the unpruned model's inputs: towards_dense is not used")
-        method = replace(method, towards_dense=0.0)
+        method = method.undamaged
     needs_text = bool(method.collects) or sharing.needs_text
     folder = Path(out) if out is not None else None
     if folder is not None:

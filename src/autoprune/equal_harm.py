@@ -5,8 +5,6 @@ Legend: R output rows, C input columns.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from autoprune.layer import CHOOSES_MASK, Method, solve
@@ -30,19 +28,14 @@ def masks_only(method: Method) -> Method:
 
 def needs(method: Method) -> frozenset[str]:
     """The running sums that `equal_harm` needs."""
-    return _first(method).collects | {"gram"}
-
-
-def _first(method: Method) -> Method:
-    """The method where nothing has been pruned before: there is nothing to make up for."""
-    return replace(method, towards_dense=0.0)
+    return method.undamaged.collects | {"gram"}
 
 
 def equal_harm(visit: Visit, method: Method, target: Target) -> float:
     """The sparsity at which `masks_only` gives a layer of the unpruned model as much output error as the method does at
     the target; the target's where the method is no better."""
     weight_RC, gram_CC = visit.linear.weight_RC, visit.inputs.gram
-    score_RC, size = visit.score(method.score), visit.linear.size
+    score_RC, size, compare = visit.score(method.score), visit.linear.size, masks_only(method).compare
 
     def harm(pruned_RC: Tensor) -> float:
         return float(output_error(weight_RC, pruned_RC, gram_CC).sum())
@@ -50,9 +43,9 @@ def equal_harm(visit: Visit, method: Method, target: Target) -> float:
     def mask_harm(sparsity: float) -> float:
         return harm(weight_RC * keep_mask(score_RC, target, int(sparsity * size), compare))
 
-    solution = solve(visit, _first(method), target, int(target.fraction * size))
+    solution = solve(visit, method.undamaged, target, int(target.fraction * size))
     own = harm(solution.weight_RC * solution.keep_RC)
-    compare, high = masks_only(method).compare, float(target.fraction)
+    high = float(target.fraction)
     low = max(0.0, 1 - _MOST_KEPT * (1 - high))
     if not own < mask_harm(high):  # not finite, perhaps
         return high

@@ -79,7 +79,7 @@ class _Collector:
     """Runs micro-batches forward and backward and sums what they say about each weight."""
 
     def __init__(self, source: BlockSource, wanted: frozenset[str]):
-        self.model, self.by_weight = source.model, GRADIENT in wanted
+        self.model = source.model
         self.sums = [_Sum(linear, wanted) for linear in all_linears(source)]
         self.shape = torch.Size()  # of this micro-batch: sequences, tokens per sequence
         self.forward = False  # whether it is on its way forward for the first time, not recomputed
@@ -111,7 +111,7 @@ class _Collector:
             total.uses += 1
             total.seen += x.shape[:-1].numel()
             separable = total.uses == 1 and x.ndim > 2 and x.shape[:2] == self.shape
-            if self.by_weight and self.shape[0] > 1 and not separable:
+            if total.squares_RC is not None and self.shape[0] > 1 and not separable:
                 raise _Inseparable
 
     def result(self, sequences: int, scored: int) -> dict[str, Gradient]:
@@ -191,7 +191,7 @@ class _Tapped:
 
     def take(self, x: Tensor, delta: Tensor) -> None:
         self.total.add_outputs(delta.reshape(-1, delta.shape[-1]))
-        if self.collector.by_weight:
+        if self.total.squares_RC is not None:
             B = self.collector.shape[0]
             self.total.add(self.linear, x.reshape(B, -1, x.shape[-1]), delta.reshape(B, -1, delta.shape[-1]))
 

@@ -6,7 +6,7 @@ Legend: R output rows, C input columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,6 +80,11 @@ class Method:
     def only_masks(self) -> bool:
         """Whether weights are chosen by the score alone, and those that stay keep their values."""
         return self.refine in ("none", "permute") and self.update == "none"
+
+    @property
+    def undamaged(self) -> Method:
+        """The method where every layer has the unpruned model's inputs: there is nothing to make up for."""
+        return replace(self, towards_dense=0.0)
 
     @property
     def options(self) -> dict[str, str | float]:

@@ -117,7 +117,7 @@ class Measurements:
             masks = self.masks
             gradients = loss_gradients(self.source, masks.score, self.tokens_BL, self.progress)
             ranked = {"score": masks.score, "compare": masks.compare, "target": self.target, "gradients": gradients}
-            ranked["more"] = dict.fromkeys(self._compared_blocks(), needs(self.method))
+            ranked["more"] = dict.fromkeys(self._compared_blocks, needs(self.method))
         self.progress.stage("one pass over the unpruned model", self.weights)
         return observe(
             self.source,
@@ -127,6 +127,7 @@ class Measurements:
             **ranked,
         )
 
+    @cached_property
     def _compared_blocks(self) -> list[int]:
         """Blocks, evenly spaced, where the method is compared with masks alone; none where it does no more."""
         if not self.judge or self.method.only_masks or self.target.group or not self.target.fraction:
@@ -135,7 +136,7 @@ class Measurements:
         return [(2 * part + 1) * blocks // (2 * _COMPARED) for part in range(_COMPARED)]
 
     def _see(self, visit: Visit) -> None:
-        if visit.linear.block in self._compared_blocks() and visit.inputs.tokens:
+        if visit.linear.block in self._compared_blocks and visit.inputs.tokens:
             self._equal.append(equal_harm(visit, self.method, self.target))
         self.progress.advance(visit.linear.size)
 
@@ -143,7 +144,7 @@ class Measurements:
     def judged(self) -> Target:
         """Where one-shot masks, which judge, do as much harm to layers as the method does at its target: a model that
         is far worse than it will be says little about what matters. The target where masks are all the method does."""
-        if not self._compared_blocks():
+        if not self._compared_blocks:
             return self.target
         _ = self.dense
         return Target.of(round(float(np.median(self._equal)), 3)) if self._equal else self.target

@@ -16,7 +16,7 @@ unpruned model has, which is known from these tokens only and with their noise (
 
 SWAPS_DAMPING = 0.5
 """Share of its own variance that is added to each input's. More than least squares has: what a mask alone gains on some
-tokens by errors that cancel, it loses on others. From 0.3 to 1 held-out divergence is much the same (LOG.md)."""
+tokens by errors that cancel, it loses on others. Of 0.1 to 4 held-out divergence is least there (LOG.md)."""
 
 _DEAD = 1e-7
 """Share of the mean variance below which an input counts as never active."""

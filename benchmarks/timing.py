@@ -1,0 +1,36 @@
+"""What the benchmarks of wall time share: their options, the tokens, the line about ratios. Knows autoprune only when
+asked for tokens, since a peer's environment has none."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("model")
+    made.add_argument("--text", required=True)
+    made.add_argument("--sequences", type=int, default=64)
+    made.add_argument("--length", type=int, default=512)
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--threads", type=int, default=2)
+    return made
+
+
+def opened_with_tokens(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model on the CPU, and its calibration tokens (B, L)."""
+    from autoprune.data import token_sequences
+    from autoprune.models import open_model
+
+    opened = open_model(options.model, device="cpu")
+    text = f"file:{options.text}"
+    return opened, token_sequences(text, opened.tokenizer, sequences=options.sequences, length=options.length)
+
+
+def ratios(times: Sequence[float], others: Sequence[float]) -> str:
+    """Median and range of the ratio in each round."""
+    found = sorted(one / other for one, other in zip(times, others, strict=True))
+    return f"median {statistics.median(found):.2f}, {found[0]:.2f} to {found[-1]:.2f}"
