@@ -56,8 +56,7 @@ def ria(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
 
 def obs(weight_RC: Tensor, input_TC: Tensor) -> Tensor:
     gram_CC = input_TC.T @ input_TC / len(input_TC)
-    damping = 0.01 * gram_CC.diag().mean() * torch.eye(len(gram_CC), dtype=gram_CC.dtype)
-    return weight_RC.square() / torch.linalg.inv(gram_CC + damping).diag()
+    return weight_RC.square() / torch.linalg.inv(gram_CC + 0.01 * gram_CC.diag().diag()).diag()
 
 
 def pruner_zero(weight_RC: Tensor, input_TC: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ ROOT = Path(autoprune.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "files", "memory", "progress", "sparsity"},
     {
+        "conditioning",
         "language",
         "algorithms",
         "allocation",

@@ -20,12 +20,12 @@ from torch import Tensor
 import autoprune
 import tiny
 from autoprune import algorithms
+from autoprune.conditioning import DAMPING, SWAPS_DAMPING
 from autoprune.errors import AutopruneError
 from autoprune.layer import Method, solve
 from autoprune.models import InMemoryBlocks, Linear, all_linears, fingerprint
 from autoprune.prune import Recipe, prune_blocks
 from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, output_error, sparsegpt, swaps, towards_dense
-from autoprune.solvers.conditioning import DAMPING, SWAPS_DAMPING
 from autoprune.sparsity import Target, keep_mask
 from autoprune.statistics import InputStatistics
 from autoprune.stream import Visit, micro_batches, walk
@@ -256,7 +256,7 @@ def test_dsnot_of_inputs_that_are_constant_or_dead_is_finite():
 
 def plain_sparsegpt(weight_RC: Tensor, gram_CC: Tensor, select: Any, step: int) -> tuple[Tensor, Tensor]:
     """Column by column by the formulas of optimal brain surgeons, each time with a new inverse; float64."""
-    hessian_CC = gram_CC.double() + 0.01 * gram_CC.diagonal().mean() * torch.eye(len(gram_CC))
+    hessian_CC = gram_CC.double() + 0.01 * gram_CC.diagonal().diag()
     w_RC = weight_RC.double().clone()
     R, C = weight_RC.shape
     keep_RC = torch.zeros(R, C, dtype=torch.bool)

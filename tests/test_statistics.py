@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from autoprune.conditioning import DAMPING
 from autoprune.errors import AutopruneError
 from autoprune.language import STATISTICS as ALL_STATISTICS
 from autoprune.language.statistics import GRADIENTS
 from autoprune.language.types import Type
-from autoprune.statistics import DAMPING, InputStatistics, damped_inverse_diagonal
+from autoprune.statistics import InputStatistics, damped_inverse_diagonal
 
 STATISTICS = {name: row for name, row in ALL_STATISTICS.items() if name not in GRADIENTS}  # see test_gradients
 EVERYTHING = ("sum", "sum_of_squares", "max", "gram")
@@ -36,8 +37,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 def damped_inverse_oracle(gram_CC: Tensor) -> Tensor:
     gram_CC = gram_CC.double()
-    identity = torch.eye(len(gram_CC), dtype=torch.float64)
-    return torch.linalg.inv(gram_CC + DAMPING * gram_CC.diag().mean() * identity).diag()
+    return torch.linalg.inv(gram_CC + DAMPING * gram_CC.diag().diag()).diag()
 
 
 def direct(input_TC: Tensor, weight_RC: Tensor) -> dict[str, Tensor]:
@@ -241,13 +241,18 @@ def test_inverse_diagonal_of_zeros_is_neutral():
     assert torch.equal(damped_inverse_diagonal(torch.zeros(5, 5)), torch.ones(5))
 
 
-def test_a_dead_input_has_only_the_damping():
+def test_pruning_a_dead_input_costs_next_to_nothing():
     input_TC = gaussian(100, 6)
     input_TC[:, 3] = 0
-    statistics = stream(input_TC)
-    mean = statistics.gram.diagonal().mean()
-    assert statistics.inverse_gram_diagonal.argmax() == 3
-    torch.testing.assert_close(statistics.inverse_gram_diagonal[0, 3], 1 / (DAMPING * mean))
+    cost_C = 1 / stream(input_TC).inverse_gram_diagonal[0]
+    assert 0 < cost_C[3] < 1e-5 * cost_C[[0, 1, 2, 4, 5]].min()
+
+
+def test_the_scale_of_an_input_does_not_change_what_others_are_worth():
+    input_TC = gaussian(100, 6)
+    scale_C = torch.tensor([30.0, 1.0, 1.0, 0.1, 1.0, 1.0])
+    found_C, scaled_C = (stream(x).inverse_gram_diagonal[0] for x in (input_TC, input_TC * scale_C))
+    torch.testing.assert_close(scaled_C * scale_C.square(), found_C, rtol=1e-3, atol=0)
 
 
 def test_an_indefinite_matrix_is_damped_until_it_can_be_inverted():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from autoprune.conditioning import DAMPING, TOWARDS_DENSE_DAMPING
 from autoprune.errors import AutopruneError
 from autoprune.language.program import OPTIONS, Program, Tape
 from autoprune.solvers import (
@@ -24,7 +25,6 @@ from autoprune.solvers import (
     swaps,
     towards_dense,
 )
-from autoprune.solvers.conditioning import DAMPING, TOWARDS_DENSE_DAMPING
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import DENSE_GRAM, Visit
 

@@ -14,8 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-DAMPING = 0.01
-"""Share of the mean diagonal that is added to the Gram matrix before it is inverted (SparseGPT's percdamp)."""
+from autoprune.conditioning import DAMPING, unit_diagonal
 
 _CHUNK = 1 << 18
 """Elements converted to float32 at a time: what stays in a core's cache, and never a copy of a whole batch."""
@@ -173,24 +172,21 @@ class Gradient:
 
 
 def damped_inverse_diagonal(gram_CC: Tensor) -> Tensor:
-    """Diagonal (C,) of (G + d mean(diag G) I)^-1 with d = DAMPING, raised tenfold until Cholesky succeeds.
+    """Diagonal (C,) of (G + d diag G)^-1 with d = DAMPING, raised tenfold until Cholesky succeeds.
 
     NaN where G is not finite.
     """
-    diagonal_C = gram_CC.diagonal()
-    scale = diagonal_C.mean()
-    if scale <= 0:  # no input was ever active
-        return torch.ones_like(diagonal_C)
+    if gram_CC.diagonal().mean() <= 0:  # no input was ever active
+        return torch.ones(len(gram_CC), device=gram_CC.device)
     if not torch.isfinite(gram_CC).all():
-        return torch.full_like(diagonal_C, torch.nan)
+        return torch.full((len(gram_CC),), torch.nan, device=gram_CC.device)
     damping = DAMPING
     while True:
-        damped_CC = gram_CC / scale
-        damped_CC.diagonal().add_(damping)
-        factor_CC, failed = torch.linalg.cholesky_ex(damped_CC)
+        scaled_CC, scale_C = unit_diagonal(gram_CC, damping)
+        factor_CC, failed = torch.linalg.cholesky_ex(scaled_CC)
         if not failed:
             break
         damping *= 10
-    identity_CC = torch.eye(len(diagonal_C), device=gram_CC.device)
+    identity_CC = torch.eye(len(gram_CC), device=gram_CC.device)
     inverse_factor_CC = torch.linalg.solve_triangular(factor_CC, identity_CC, upper=False)
-    return inverse_factor_CC.square().sum(0) / scale
+    return inverse_factor_CC.square().sum(0) / scale_C.square()

@@ -55,7 +55,7 @@ _ROWS = [
     Statistic(
         name="inverse_gram_diagonal",
         type=Type.C,
-        doc="Diagonal of (G + 0.01 mean(diag G) I)^-1, the OBS curvature with SparseGPT's damping.",
+        doc="Diagonal of (G + 0.01 diag G)^-1, the OBS curvature, damped so that scales of inputs do not matter.",
         collects=("gram",),
     ),
     Statistic(

@@ -5,8 +5,8 @@ Legend: R output rows, C input columns. With w a row of the dense weight, v of t
 mean squared error of the layer's output is (w - v) G (w - v)^T. Rows are independent of each other.
 """
 
+from autoprune.conditioning import UnsolvableError, output_error
 from autoprune.solvers.admm import admm
-from autoprune.solvers.conditioning import UnsolvableError, output_error
 from autoprune.solvers.dsnot import dsnot
 from autoprune.solvers.least_squares import least_squares
 from autoprune.solvers.permute import permute

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import DAMPING, UnsolvableError, unit_diagonal
+from autoprune.conditioning import DAMPING, UnsolvableError, unit_diagonal
 from autoprune.statistics import bfloat16_products
 
 _PENALTY = 0.1  # the first rho

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import DAMPING, UnsolvableError, unit_diagonal
+from autoprune.conditioning import DAMPING, UnsolvableError, unit_diagonal
 
 _ITERATIONS = 12  # leave less than 1 % of the least error, at 50 and 70 % sparsity (LOG.md)
 _TOLERANCE = 1e-5  # of the first residual: so little that where it is met makes no difference

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import UnsolvableError
-from autoprune.statistics import DAMPING
+from autoprune.conditioning import DAMPING, UnsolvableError, unit_diagonal
 
 _BLOCK = 128  # columns whose mask is chosen together, and whose effect on later columns is applied at once
 _PANEL = 32  # columns whose effect on each other is applied one by one
@@ -61,22 +60,17 @@ def sparsegpt(
 
 
 def inverse_factor(gram_CC: Tensor, damping: float) -> Tensor:
-    """The upper triangular U (C, C) with U^T U = (G + damping mean(diag G) I)^-1.
+    """The upper triangular U (C, C) with U^T U = (G + damping diag G)^-1.
 
     From the Cholesky factor of G with its columns in reverse order: G = K K^T with K upper triangular gives U = K^-1,
     and G need not be inverted first. `damping` is raised tenfold until G can be factored.
     """
-    gram_CC = gram_CC.float()
-    mean = gram_CC.diagonal().mean()
-    if not (mean > 0 and torch.isfinite(gram_CC).all()):
-        raise UnsolvableError("the Gram matrix is zero or not finite")
     while damping < _MOST_DAMPING:
-        reversed_CC = (gram_CC / mean).flip(0, 1)
-        reversed_CC.diagonal().add_(damping)
-        factor_CC, failed = torch.linalg.cholesky_ex(reversed_CC)
+        scaled_CC, scale_C = unit_diagonal(gram_CC, damping)
+        factor_CC, failed = torch.linalg.cholesky_ex(scaled_CC.flip(0, 1))
         if not failed and torch.isfinite(factor_CC).all():
             identity_CC = torch.eye(len(gram_CC), device=gram_CC.device)
             upper_CC = factor_CC.flip(0, 1)
-            return torch.linalg.solve_triangular(upper_CC, identity_CC, upper=True) / mean.sqrt()
+            return torch.linalg.solve_triangular(upper_CC, identity_CC, upper=True) / scale_C
         damping *= 10
     raise UnsolvableError("the Gram matrix cannot be factored")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import SWAPS_DAMPING, UnsolvableError
+from autoprune.conditioning import SWAPS_DAMPING, UnsolvableError
 
 _PARTNERS = 16
 """Pruned weights that are tried where the likeliest alone gave nothing, each with every kept weight of its row."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoprune.solvers.conditioning import UnsolvableError
+from autoprune.conditioning import UnsolvableError
 
 _DAMPING = 0.3
 """Share of the mean diagonal: only directions with much variance are corrected. From 0.1 to 1 held-out KL is the same,

@@ -39,6 +39,7 @@ def unit_diagonal(gram_CC: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         raise UnsolvableError("the Gram matrix is zero or not finite")
     scale_C = (diagonal_C.clamp(min=least) * (1 + damping)).sqrt()
     scaled_CC = gram_CC / scale_C / scale_C[:, None]
+    scaled_CC.clamp_(-1 / (1 + damping), 1 / (1 + damping))  # no correlation is beyond 1, but for rounding
     scaled_CC.diagonal().fill_(1.0)
     return scaled_CC, scale_C
 
