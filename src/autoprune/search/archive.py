@@ -1,0 +1,319 @@
+"""Everything a search has tried, in one SQLite file: what a report says comes from here, and a killed run goes on here.
+
+A *step* is one proposal, from its prompt to its verdict. What a language model replied is written as soon as it has come,
+since it may have cost money; all that follows from it is one transaction, with the random state the next step starts from.
+So `kill -9` at any instant loses at most the measurements of the candidate in flight, and going on gives the archive
+that an uninterrupted run would have given.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import AutopruneError
+
+FORMAT = 1
+
+_TABLES = """
+CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE node (
+    digest TEXT PRIMARY KEY,
+    canonical TEXT NOT NULL,
+    traits TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    same_as TEXT REFERENCES node
+) WITHOUT ROWID;
+CREATE TABLE edge (
+    step INTEGER PRIMARY KEY,
+    child TEXT NOT NULL REFERENCES node,
+    operator TEXT NOT NULL,
+    diagnosis TEXT NOT NULL,
+    hypothesis TEXT NOT NULL,
+    predicted REAL,
+    observed REAL,
+    noise REAL,
+    verdict TEXT NOT NULL
+);
+CREATE TABLE parent (
+    step INTEGER NOT NULL REFERENCES edge,
+    position INTEGER NOT NULL,
+    digest TEXT NOT NULL REFERENCES node,
+    PRIMARY KEY (step, position)
+) WITHOUT ROWID;
+CREATE TABLE evaluation (
+    step INTEGER NOT NULL,
+    digest TEXT NOT NULL REFERENCES node,
+    rung TEXT NOT NULL,
+    damage REAL,
+    figures TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    peak_bytes INTEGER,
+    error TEXT NOT NULL,
+    PRIMARY KEY (step, digest, rung)
+) WITHOUT ROWID;
+CREATE TABLE call (
+    step INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    prompt TEXT NOT NULL,
+    reply TEXT NOT NULL,
+    model TEXT NOT NULL,
+    tokens_in INTEGER,
+    tokens_out INTEGER,
+    seconds REAL NOT NULL,
+    price_usd REAL,
+    PRIMARY KEY (step, round)
+) WITHOUT ROWID;
+CREATE TABLE proposal (step INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a language model was asked, and what it replied; `round` 1 is a repair."""
+
+    step: int
+    round: int
+    prompt: str
+    reply: str
+    model: str
+    seconds: float
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    price_usd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A program that passed the check; `same_as` is an earlier one that keeps the same weights."""
+
+    digest: str
+    canonical: str
+    traits: tuple[str, ...]
+    step: int
+    same_as: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """A step of reasoning from `parents` to `child`. Effects are nats a token, negative where the child is better;
+    `noise` is the standard error of the observed one."""
+
+    step: int
+    child: str
+    parents: tuple[str, ...]
+    operator: str
+    diagnosis: str = ""
+    hypothesis: str = ""
+    predicted: float | None = None
+    observed: float | None = None
+    noise: float | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a rung of the scorer said: `damage` in nats a token above the dense model, None with an `error`."""
+
+    step: int
+    digest: str
+    rung: str
+    damage: float | None
+    seconds: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    peak_bytes: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What became of a step: the digest of the program where it passed the check, and in any case the outcome."""
+
+    step: int
+    outcome: str
+    detail: str = ""
+    digest: str | None = None
+
+
+class Archive:
+    """Reads and writes the file. Only one process may write; any number may read meanwhile."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path):
+        self._connection, self.path = connection, path
+
+    @classmethod
+    def open(cls, path: Path) -> Archive:
+        """The archive at a path, made if it is not there; refused where it is damaged or of another format."""
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            archive = cls(connection, path)
+            archive._prepare()
+        except sqlite3.Error as error:
+            raise AutopruneError(
+                f"cannot be used as an archive ({error})", where=str(path), remedy="give another --run"
+            ) from None
+        return archive
+
+    def _prepare(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == FORMAT:
+            return
+        if version or self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise AutopruneError(
+                f"an archive of format {version}, not {FORMAT}", where=str(self.path), remedy="give another --run"
+            )
+        with self.transaction():
+            for statement in _TABLES.split(";"):
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written within is there afterwards, or nothing of it."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def is_sound(self) -> bool:
+        """Whether SQLite finds the file whole, and every reference in it leads somewhere."""
+        whole = self._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        return whole and not self._connection.execute("PRAGMA foreign_key_check").fetchall()
+
+    # ---------------------------------------------------------------- writing
+
+    def set(self, name: str, value: Any) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (name, json.dumps(value)))
+
+    def add_call(self, call: Call) -> None:
+        """At once, outside of the step's transaction."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                call.step,
+                call.round,
+                _text(call.prompt),
+                _text(call.reply),
+                call.model,
+                call.tokens_in,
+                call.tokens_out,
+                call.seconds,
+                call.price_usd,
+            ),
+        )
+
+    def add_node(self, node: Node) -> None:
+        self._connection.execute(
+            "INSERT INTO node VALUES (?, ?, ?, ?, ?)",
+            (node.digest, node.canonical, json.dumps(node.traits), node.step, node.same_as),
+        )
+
+    def add_edge(self, edge: Edge) -> None:
+        self._connection.execute(
+            "INSERT INTO edge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                edge.step,
+                edge.child,
+                edge.operator,
+                _text(edge.diagnosis),
+                _text(edge.hypothesis),
+                edge.predicted,
+                edge.observed,
+                edge.noise,
+                edge.verdict,
+            ),
+        )
+        rows = [(edge.step, position, digest) for position, digest in enumerate(edge.parents)]
+        self._connection.executemany("INSERT INTO parent VALUES (?, ?, ?)", rows)
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        self._connection.execute(
+            "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                evaluation.step,
+                evaluation.digest,
+                evaluation.rung,
+                evaluation.damage,
+                json.dumps(dict(evaluation.figures)),
+                evaluation.seconds,
+                evaluation.peak_bytes,
+                _text(evaluation.error),
+            ),
+        )
+
+    def add_proposal(self, proposal: Proposal) -> None:
+        row = (proposal.step, proposal.outcome, _text(proposal.detail), proposal.digest)
+        self._connection.execute("INSERT INTO proposal VALUES (?, ?, ?, ?)", row)
+
+    # ---------------------------------------------------------------- reading
+
+    def get(self, name: str, default: Any = None) -> Any:
+        row = self._connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else default
+
+    def nodes(self) -> list[Node]:
+        """In the order in which they were found."""
+        rows = self._connection.execute(
+            "SELECT digest, canonical, traits, step, same_as FROM node ORDER BY step, digest"
+        )
+        return [Node(digest=d, canonical=c, traits=tuple(json.loads(t)), step=s, same_as=a) for d, c, t, s, a in rows]
+
+    def edges(self) -> list[Edge]:
+        parents: dict[int, list[str]] = {}
+        for step, digest in self._connection.execute("SELECT step, digest FROM parent ORDER BY step, position"):
+            parents.setdefault(step, []).append(digest)
+        names = "step, child, operator, diagnosis, hypothesis, predicted, observed, noise, verdict"
+        return [
+            Edge(parents=tuple(parents.get(row[0], ())), **dict(zip(names.split(", "), row, strict=True)))
+            for row in self._connection.execute(f"SELECT {names} FROM edge ORDER BY step")
+        ]
+
+    def evaluations(self, rung: str | None = None) -> list[Evaluation]:
+        rows = self._connection.execute(
+            "SELECT step, digest, rung, damage, seconds, figures, peak_bytes, error FROM evaluation "
+            "WHERE ?1 IS NULL OR rung = ?1 ORDER BY step, digest, rung",
+            (rung,),
+        )
+        return [
+            Evaluation(
+                step=step,
+                digest=digest,
+                rung=rung,
+                damage=damage,
+                seconds=seconds,
+                figures=json.loads(figures),
+                peak_bytes=peak,
+                error=error,
+            )
+            for step, digest, rung, damage, seconds, figures, peak, error in rows
+        ]
+
+    def calls(self, step: int | None = None) -> list[Call]:
+        names = "step, round, prompt, reply, model, seconds, tokens_in, tokens_out, price_usd"
+        rows = self._connection.execute(
+            f"SELECT {names} FROM call WHERE ?1 IS NULL OR step = ?1 ORDER BY step, round", (step,)
+        )
+        return [Call(**dict(zip(names.split(", "), row, strict=True))) for row in rows]
+
+    def proposals(self) -> list[Proposal]:
+        rows = self._connection.execute("SELECT step, outcome, detail, digest FROM proposal ORDER BY step")
+        return [Proposal(step=s, outcome=o, detail=d, digest=g) for s, o, d, g in rows]
+
+
+def _text(text: str) -> str:
+    """What SQLite can store: half surrogate pairs, which a model's reply may have, are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
