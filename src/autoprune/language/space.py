@@ -1,0 +1,96 @@
+"""Which programs a search is about: those that leave what is frozen as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from autoprune.errors import AutopruneError, nearest
+from autoprune.language.program import OPTIONS, Program, accepted
+from autoprune.language.statistics import FUNCTIONS
+
+ALLOCATE, UNIFORM = "allocate", "uniform"
+
+CHOOSES_MASK = ("sparsegpt", "admm")
+"""Updates that choose the mask themselves, asking the score again as weights change; a refine has nothing to do there."""
+
+_NO_CHOICE: Mapping[str, str | float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Space:
+    """`frozen` holds header options at a value; `allocates` says whether a program may define allocate; `pattern`
+    whether the target is n:m."""
+
+    frozen: Mapping[str, str | float] = field(default=_NO_CHOICE)
+    allocates: bool = True
+    pattern: bool = False
+
+    @classmethod
+    def of(cls, text: str, *, pattern: bool = False) -> Space:
+        """From the text of --freeze, as "update=none,allocate=uniform"; "" freezes nothing."""
+        frozen: dict[str, str | float] = {}
+        allocates = True
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, value = (side.strip() for side in part.partition("="))
+            if not equals:
+                raise AutopruneError(f"'{part}' names no value", where="--freeze", remedy="write it as update=none")
+            if name == ALLOCATE:
+                if value != UNIFORM:
+                    raise AutopruneError(
+                        f"allocate cannot be '{value}'", where="--freeze", remedy="use allocate=uniform"
+                    )
+                allocates = False
+            elif name in OPTIONS:
+                frozen |= accepted(**{name: _value(name, value)})
+            else:
+                raise AutopruneError(
+                    f"unknown option '{name}'", where="--freeze", remedy=nearest(name, [*OPTIONS, ALLOCATE])
+                )
+        return cls(MappingProxyType(frozen), allocates, pattern)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """What a program may define; it has to define a score."""
+        return tuple(name for name in FUNCTIONS if self.allocates or name != ALLOCATE)
+
+    @property
+    def methods(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of refine and update that a program may have: all that fit together and are not frozen."""
+        refines, updates = (
+            (self.frozen[name],) if name in self.frozen else OPTIONS[name].choices for name in ("refine", "update")
+        )
+        return tuple(
+            (str(refine), str(update))
+            for refine in refines
+            for update in updates
+            if not (refine != "none" and update in CHOOSES_MASK) and not (refine == "permute" and not self.pattern)
+        )
+
+    def refusal(self, program: Program) -> str:
+        """Why a program is not one of them, for its author to mend; "" where it is."""
+        if program.score is None:
+            return "the program defines no score; add one"
+        if program.allocate and not self.allocates:
+            return "allocate is frozen: every layer loses the same; remove allocate and its options"
+        for name, value in self.frozen.items():
+            if OPTIONS[name].function in self.functions and program.options[name] != value:
+                return f"{name} is frozen at {value!r}, not {program.options[name]!r}; write {name} = {value!r}"
+        method = str(program.options["refine"]), str(program.options["update"])
+        if method not in self.methods:
+            return f"refine {method[0]!r} and update {method[1]!r} do not go together here; use refine 'none'"
+        if program.options["towards_dense"] and method[1] == "none":
+            return "towards_dense is for an update, not for none; remove it"
+        return ""
+
+
+def _value(name: str, text: str) -> str | float:
+    if OPTIONS[name].choices:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise AutopruneError(
+            f"{name} cannot be '{text}'", where="--freeze", remedy=f"use {OPTIONS[name].allowed}"
+        ) from None

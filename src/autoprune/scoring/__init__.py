@@ -1,0 +1,1 @@
+"""How programs are measured, from the cheapest figure to the real one."""

@@ -1,0 +1,1 @@
+"""Where programs are measured: in this process, in local ones, on many machines."""

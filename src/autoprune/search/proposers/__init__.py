@@ -1,0 +1,1 @@
+"""Who proposes programs: language models of several kinds, and two baselines without one."""
