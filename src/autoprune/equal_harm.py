@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from autoprune.layer import CHOOSES_MASK, Method, solve
+from autoprune.language.program import CHOOSES_MASK
+from autoprune.layer import Method, solve
 from autoprune.solvers import output_error
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import Visit

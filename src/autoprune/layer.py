@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoprune.conditioning import DAMPING, TOWARDS_DENSE_DAMPING
 from autoprune.errors import AutopruneError
-from autoprune.language.program import OPTIONS, Program, Tape
+from autoprune.language.program import CHOOSES_MASK, OPTIONS, Program, Tape
 from autoprune.solvers import (
     UnsolvableError,
     admm,
@@ -29,9 +29,6 @@ from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import DENSE_GRAM, Visit
 
 _FEW = 4  # iterations of least squares that show what a mask is worth
-
-CHOOSES_MASK = ("sparsegpt", "admm")
-"""Updates that choose the mask themselves, asking the score again as weights change."""
 
 _NEEDS = {"swaps": ("gram",), "dsnot": ("sum", "sum_of_squares"), "least_squares": ("gram",)}
 _NEEDS |= dict.fromkeys(CHOOSES_MASK, ("gram",))

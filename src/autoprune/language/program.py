@@ -130,6 +130,9 @@ _OPTION_ROWS = [
     ),
 ]
 
+CHOOSES_MASK = ("sparsegpt", "admm")
+"""Updates that choose the mask themselves, asking the score again as weights change: there is nothing to refine."""
+
 OPTIONS: Mapping[str, Option] = MappingProxyType({option.name: option for option in _OPTION_ROWS})
 """Header options. Each belongs to one function and may be given only where that is defined."""
 

@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from autoprune.errors import AutopruneError, nearest
-from autoprune.language.program import OPTIONS, Program, accepted
+from autoprune.language.program import CHOOSES_MASK, OPTIONS, Program, accepted
 from autoprune.language.statistics import FUNCTIONS
 
 ALLOCATE, UNIFORM = "allocate", "uniform"
-
-CHOOSES_MASK = ("sparsegpt", "admm")
-"""Updates that choose the mask themselves, asking the score again as weights change; a refine has nothing to do there."""
 
 _NO_CHOICE: Mapping[str, str | float] = MappingProxyType({})
 

@@ -1,9 +1,9 @@
-"""Everything a search has tried, in one SQLite file: what a report says comes from here, and a killed run goes on here.
+"""Everything a search has tried, in one SQLite file: what a report says comes from here.
 
-A *step* is one proposal, from its prompt to its verdict. What a language model replied is written as soon as it has come,
-since it may have cost money; all that follows from it is one transaction, with the random state the next step starts from.
-So `kill -9` at any instant loses at most the measurements of the candidate in flight, and going on gives the archive
-that an uninterrupted run would have given.
+What a language model replied and what a rung measured is written as soon as it is known, since it has cost something;
+what follows from a batch of steps is one transaction. A search is a function of its settings and of those replies and
+figures (chance is drawn anew from the seed and the number of each step), so one that was killed replays what is here,
+loses at most the candidate in flight, and ends with the archive that an uninterrupted one would have had.
 """
 
 from __future__ import annotations

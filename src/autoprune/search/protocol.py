@@ -1,4 +1,4 @@
-"""What a search is handed: someone who proposes programs, someone who measures them, and a place where measuring happens.
+"""What a search is handed: who proposes programs, who measures them, and where measuring happens.
 
 Neither models nor pruning are known here.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
 
 OPERATORS = {
     "mutate": "change one thing in the parent",

@@ -1,8 +1,8 @@
 """What a language model sent → diagnosis, hypothesis, predicted effect and program, as far as they can be found.
 
-Models wrap what they were asked for in prose and code fences, send JSON instead, or leave fields out. Nothing of that is
-an error here: only a reply without a program is, and that is for the repair round to say. Replies are data: no part of
-one is ever run, and time is linear in its length.
+Models wrap what they were asked for in prose and code fences, send JSON instead, or leave fields out. Nothing of that
+is an error here: only a reply without a program is, and that is for the repair round to say. Replies are data: no part
+of one is ever run, and time is linear in its length.
 """
 
 from __future__ import annotations
