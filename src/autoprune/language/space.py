@@ -12,15 +12,13 @@ from autoprune.language.statistics import FUNCTIONS
 
 ALLOCATE, UNIFORM = "allocate", "uniform"
 
-_NO_CHOICE: Mapping[str, str | float] = MappingProxyType({})
-
 
 @dataclass(frozen=True)
 class Space:
     """`frozen` holds header options at a value; `allocates` says whether a program may define allocate; `pattern`
     whether the target is n:m."""
 
-    frozen: Mapping[str, str | float] = field(default=_NO_CHOICE)
+    frozen: Mapping[str, str | float] = field(default_factory=lambda: MappingProxyType({}))
     allocates: bool = True
     pattern: bool = False
 
