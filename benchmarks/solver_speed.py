@@ -53,7 +53,7 @@ def main() -> None:
             method = Method.of(load(algorithm), **settings)
             recipe = Recipe(method=method, target=Target.of(options.sparsity), propagation=options.propagation)
             start = time.perf_counter()
-            gradients = loss_gradients(source, method.score, tokens_BL, Silent())
+            gradients = loss_gradients(source, method.score.collects, tokens_BL, Silent())
             prune_blocks(source, recipe, tokens_BL, lambda layer: None, gradients)
             taken[name].append(time.perf_counter() - start)
             print(f"{name}: {taken[name][-1]:.1f} s", file=sys.stderr)

@@ -37,7 +37,7 @@ TOKENS = tiny.tokens()
 
 
 def collected(model: Any, tokens_BL: Tensor = TOKENS, micro_batch_tokens: int | None = None) -> dict[str, Gradient]:
-    return loss_gradients(InMemoryBlocks(model), PRUNER_ZERO, tokens_BL, Silent(), micro_batch_tokens)
+    return loss_gradients(InMemoryBlocks(model), PRUNER_ZERO.collects, tokens_BL, Silent(), micro_batch_tokens)
 
 
 def by_autograd(model: Any, tokens_BL: Tensor = TOKENS) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def test_gradients_by_outputs_are_those_of_autograd(architecture: str, micro_bat
             squares[name] += delta.reshape(-1, delta.shape[-1]).double().square().sum(0)[:, None]
         for hook in hooks:
             hook.remove()
-    found = loss_gradients(InMemoryBlocks(model), OUTPUTS, TOKENS, Silent(), micro_batch_tokens)
+    found = loss_gradients(InMemoryBlocks(model), OUTPUTS.collects, TOKENS, Silent(), micro_batch_tokens)
     for name, square_R1 in squares.items():
         assert found[name].gradient is None
         value_R1 = found[name].output_gradient
@@ -324,7 +324,7 @@ def test_only_what_is_named_is_collected():
     model = tiny.model()
     model.register_forward_pre_hook(lambda *_: pytest.fail("a forward was run"))
     source = InMemoryBlocks(model)
-    assert loss_gradients(source, WANDA, TOKENS, Silent()) == {}
+    assert loss_gradients(source, WANDA.collects, TOKENS, Silent()) == {}
     assert len(list(walk(source, [TOKENS], collects=PRUNER_ZERO.collects))) == len(all_linears(source))
 
 
@@ -338,7 +338,7 @@ def test_progress_counts_sequences():
         def advance(self, amount: float) -> None:
             told.append(amount)
 
-    loss_gradients(InMemoryBlocks(tiny.model()), GBLM, TOKENS, Watched(), micro_batch_tokens=48)
+    loss_gradients(InMemoryBlocks(tiny.model()), GBLM.collects, TOKENS, Watched(), micro_batch_tokens=48)
     assert told == [("gradients of the loss", 5), 2, 2, 1]
 
 
@@ -379,7 +379,7 @@ def test_what_is_pruned_is_what_the_formula_says(tape: Any, formula: Any, archit
             linear.weight_RC.double(), seen[linear.name].double().square().mean(0).sqrt(), expected[linear.name]
         )
         masks[linear.name] = keep_mask(score_RC.float(), target, linear.size // 2, "row")
-    found = loss_gradients(source, tape, TOKENS, Silent())
+    found = loss_gradients(source, tape.collects, TOKENS, Silent())
     recipe = Recipe(method=Method(score=tape), target=target, propagation="dense")
     layers = prune_blocks(source, recipe, TOKENS, lambda layer: None, found)
     for linear in all_linears(source):
@@ -422,7 +422,7 @@ def test_a_layer_no_token_reached_is_scored_by_its_weights():
     before = {linear.name: linear.weight_RC.clone() for linear in all_linears(source)}
     tokens_BL = torch.randint(0, 64, (4, 12), generator=torch.Generator().manual_seed(0))
     recipe = Recipe(method=Method(score=PRUNER_ZERO), target=Target.of(0.5))
-    found = loss_gradients(source, PRUNER_ZERO, tokens_BL, Silent())
+    found = loss_gradients(source, PRUNER_ZERO.collects, tokens_BL, Silent())
     layers = prune_blocks(source, recipe, tokens_BL, lambda layer: None, found)
     for layer in layers:
         if layer.name.endswith("experts.3"):

@@ -13,7 +13,7 @@ import autoprune
 ROOT = Path(autoprune.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "files", "memory", "progress", "sparsity"},
+    {"bootstrap", "errors", "files", "memory", "progress", "sparsity"},
     {
         "conditioning",
         "language",
@@ -27,9 +27,10 @@ LAYERS: list[set[str]] = [
         "data",
         "generate",
     },
-    {"stream", "backward", "gradients", "channels", "layer", "equal_harm", "trial"},
-    {"prune", "evaluate", "measurements", "allocate", "auto", "diagnosis", "figures", "api"},
-    {"demo", "terminal", "cli", "__main__"},
+    {"stream", "backward", "gradients", "channels", "layer", "equal_harm", "judge", "trial"},
+    {"inputs", "prune", "evaluate", "measurements", "allocate", "auto", "share_out", "diagnosis", "figures"},
+    {"search", "scoring", "discover", "api"},
+    {"demo", "terminal", "live", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -291,11 +291,8 @@ def test_half_of_the_text_can_be_had():
 
 def test_micro_batches_change_no_damage():
     model = tiny.model()
-    judge = judged(model)
-    found = judge.damage([0.5] * len(judge.linears))
-    judge.batches = [HELD]
-    whole = Trial.__new__(Trial)
-    whole.__dict__.update(
-        judge.__dict__, batches=[HELD], _likely=[tuple(map(torch.cat, zip(*judge._likely, strict=True)))]
-    )
-    assert whole.damage([0.5] * len(judge.linears)) == pytest.approx(found, rel=1e-5)
+    trial = judged(model)
+    found = trial.damage([0.5] * len(trial.linears))
+    trial.judge.batches[:] = [HELD]
+    trial.judge.likely[:] = [tuple(map(torch.cat, zip(*trial.judge.likely, strict=True)))]
+    assert trial.damage([0.5] * len(trial.linears)) == pytest.approx(found, rel=1e-5)

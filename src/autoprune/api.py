@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from autoprune import algorithms
-from autoprune.allocate import shares
 from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation
-from autoprune.auto import choose
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.diagnosis import Diagnosis, diagnose_model
@@ -26,34 +21,26 @@ from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.figures import check_matplotlib, draw
 from autoprune.files import SIDECAR, check_output, check_space, finished_folder
-from autoprune.generate import Sampling, self_calibration
 from autoprune.gradients import loss_gradients
+from autoprune.inputs import SELF, calibration_tokens, check_length, check_vocabulary, evaluation_mode, opened_model
 from autoprune.language import Program
 from autoprune.layer import Method
-from autoprune.layer_statistics import group_name
 from autoprune.measurements import Measurements
 from autoprune.models import (
     InMemoryBlocks,
-    OpenModel,
     all_linears,
-    check_finite,
     context_length,
     input_device,
     local_files,
-    open_model,
     save,
-    vocabulary_size,
     weight_bytes,
 )
 from autoprune.progress import Progress, Silent
 from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
+from autoprune.share_out import share_out
 from autoprune.sparsity import Target
 from autoprune.stream import PROPAGATION
 
-SELF = "self"
-
-# Calibration amounts (sequences, tokens per sequence) where the user names none.
-_WITH_ACCELERATOR, _ON_CPU = (128, 2048), (32, 512)
 _EVALUATION_LENGTH = 2048
 
 
@@ -159,7 +146,7 @@ def prune(
         check_output(folder, force=force, inputs=local_files(model))
     if needs_text and calibration != SELF:
         check_source(calibration)
-    opened = _opened(model, tokenizer, dtype, device, progress)
+    opened = opened_model(model, tokenizer, dtype, device, progress)
     if folder is not None:
         check_space(folder, weight_bytes(opened.model))
     source = InMemoryBlocks(opened.model)
@@ -167,22 +154,22 @@ def prune(
         target.check_layer(linear.name, linear.shape[1])
     channels = NONE_FREE
     if method.refine == "permute":
-        with _evaluation_mode(opened.model):
+        with evaluation_mode(opened.model):
             channels = free_channels(source)
         channels.require_any()
     clock.lap("open")
 
     tokens_BL, text = None, None
     if needs_text:
-        tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
+        tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress)
         clock.lap("calibration")
     elif calibration != SELF:
         progress.note(f"{program.name} reads the weights only: {calibration} is not used")
     if compare and target.group:
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     total = sum(linear.size for linear in all_linears(source))
-    with _evaluation_mode(opened.model):
-        sparsity_N, shared = _shares(source, program, method, target, sharing, tokens_BL, propagation, progress)
+    with evaluation_mode(opened.model):
+        sparsity_N, shared = share_out(source, program, method, target, sharing, tokens_BL, propagation, progress)
         clock.lap("allocation")
         recipe = Recipe(
             method=method,
@@ -190,7 +177,7 @@ def prune(
             propagation=propagation,
             sparsity_N=sparsity_N,
         )
-        gradients = loss_gradients(source, method.score, tokens_BL, progress)
+        gradients = loss_gradients(source, method.score.collects, tokens_BL, progress)
         progress.stage(f"pruning with {program.name} to {target}", total)
         layers = prune_blocks(
             source,
@@ -263,7 +250,7 @@ def evaluate(
     `model` and `against` are names or live models; with `against` the result compares the two on the same tokens.
     """
     progress = progress or Silent()
-    opened = _opened(model, tokenizer, dtype, device, progress)
+    opened = opened_model(model, tokenizer, dtype, device, progress)
     length = min(_EVALUATION_LENGTH, context_length(opened.model) or _EVALUATION_LENGTH) if length is None else length
     check_size(sequences, length)
     check_length(opened.model, length)
@@ -271,17 +258,17 @@ def evaluate(
         raise AutopruneError("evaluation needs the model's tokenizer", remedy="pass tokenizer=")
     rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
     tokens_BL = token_sequences(data, opened.tokenizer, sequences=sequences, length=length, bos=rule)
-    _check_vocabulary(opened.model, tokens_BL, opened.name)
+    check_vocabulary(opened.model, tokens_BL, opened.name)
     reference = None
     if against is not None:
-        other = _opened(against, tokenizer or opened.tokenizer, dtype, device, progress)
+        other = opened_model(against, tokenizer or opened.tokenizer, dtype, device, progress)
         reference = other.model
         check_length(reference, length)
-        _check_vocabulary(reference, tokens_BL, other.name)
+        check_vocabulary(reference, tokens_BL, other.name)
         if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
             raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
     progress.stage(f"evaluating {opened.name}", len(tokens_BL))
-    with _evaluation_mode(opened.model), _evaluation_mode(reference or opened.model):
+    with evaluation_mode(opened.model), evaluation_mode(reference or opened.model):
         return evaluate_tokens(opened.model, tokens_BL, against=reference, on_sequence=lambda: progress.advance(1))
 
 
@@ -317,10 +304,10 @@ def diagnose(
         check_source(calibration)
     folder = Path(out)
     check_output(folder, force=force, inputs=local_files(model))
-    opened = _opened(model, tokenizer, dtype, device, progress)
+    opened = opened_model(model, tokenizer, dtype, device, progress)
     source = InMemoryBlocks(opened.model)
-    tokens_BL, text = _calibration(opened, calibration, sequences, length, seed, progress)
-    with _evaluation_mode(opened.model):
+    tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress)
+    with evaluation_mode(opened.model):
         measurements = Measurements(source, method, target, tokens_BL, judge=True, progress=progress)
         result = diagnose_model(measurements, sharing, model=opened.name, algorithm=program.name)
     record = {"format": 1, "diagnosis": result.to_dict(), "settings": {"calibration": text, "seed": seed}}
@@ -329,15 +316,6 @@ def diagnose(
         draw(result, unfinished)
         (unfinished / SIDECAR).write_text(json.dumps(record | {"versions": _versions()}, indent=1) + "\n", "utf-8")
     return result
-
-
-def check_length(model: Any, length: int) -> None:
-    """Refuse sequences that are longer than the model's context."""
-    limit = context_length(model)
-    if limit is not None and length > limit:
-        raise AutopruneError(
-            f"--length {length} is more than the {limit} positions of the model", remedy=f"use at most {limit}"
-        )
 
 
 def choose_allocation(given: str | Path | Program | None, program: Program) -> Allocation:
@@ -349,48 +327,6 @@ def choose_allocation(given: str | Path | Program | None, program: Program) -> A
     return Allocation.of(
         given if isinstance(given, Program) else algorithms.load(given, kind="allocation", others=NOT_PROGRAMS)
     )
-
-
-def _shares(
-    source: InMemoryBlocks,
-    program: Program,
-    method: Method,
-    target: Target,
-    allocation: Allocation,
-    tokens_BL: Tensor | None,
-    propagation: str,
-    progress: Progress,
-) -> tuple[list[float] | None, dict[str, Any]]:
-    """The sparsity of every linear layer (None where it is uniform), and what is recorded of how it came about."""
-    record: dict[str, Any] = {"name": allocation.name}
-    if allocation.is_named(UNIFORM) or target.fraction == 0:  # nothing to share out
-        return None, record
-    record |= {name: getattr(allocation, name) for name in ("granularity", "max_shift", "least_kept")}
-    if allocation.tape:
-        record |= {name: getattr(allocation, name) for name in ("strength", "temperature", "digest", "text")}
-    measurements = Measurements(source, method, target, tokens_BL, judge=allocation.needs_judge, progress=progress)
-    judged, bounds = measurements.judged, (allocation.max_shift, allocation.least_kept)
-    at = "" if judged == target else f" at {float(judged.fraction):.1%}, where masks alone harm layers as much"
-    record |= {"judged_at": float(judged.fraction)} if allocation.needs_judge else {}
-    if allocation.is_named(AUTO):
-        own = Allocation.of(program) if program.allocate else None
-        choice = choose(measurements, allocation, own, propagation)
-        uniform = next(row for row in reversed(choice.tried) if row["allocation"] == UNIFORM)
-        progress.note(
-            f"auto: {choice.name} (KL {choice.damage:.3f} nats/token in one-shot trials{at}; "
-            f"uniform {uniform['kl_nats_per_token']:.3f})"
-        )
-        sparsity_N = measurements.at_target(choice.sparsity_N, "linear", *bounds)
-        return list(sparsity_N), record | {"chosen": choice.name, "tried": choice.tried}
-    found = shares(allocation, measurements)
-    groups = measurements.groups(allocation.granularity)
-    sparsity_L = measurements.at_target(found.sparsity_L, allocation.granularity, *bounds)
-    record["layers"] = [
-        {"name": group_name(group), "sparsity": float(share)}
-        | {name: float(values[index]) for name, values in found.statistics.items()}
-        for index, (group, share) in enumerate(zip(groups, sparsity_L, strict=True))
-    ]
-    return list(measurements.per_linear(sparsity_L, allocation.granularity)), record
 
 
 def _own_orders(layers: list[PrunedLayer]) -> list[str]:
@@ -416,71 +352,6 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 3)
         self._last = now
-
-
-def _opened(model: Any, tokenizer: Any, dtype: str, device: str, progress: Progress) -> OpenModel:
-    if isinstance(model, str | Path):
-        progress.stage(f"opening {model}", 1)
-        return open_model(model, dtype=dtype, device=device)
-    check_finite(model)
-    name = getattr(model.config, "name_or_path", "") or type(model).__name__
-    return OpenModel(model=model, tokenizer=tokenizer, name=name, stored_dtype=model.dtype)
-
-
-def _calibration(
-    opened: OpenModel, calibration: str, sequences: int | None, length: int | None, seed: int, progress: Progress
-) -> tuple[Tensor, dict[str, Any]]:
-    """Calibration tokens, and what is recorded of them."""
-    if opened.tokenizer is None:
-        raise AutopruneError("calibration needs the model's tokenizer", remedy="pass tokenizer=")
-    on_cpu = input_device(opened.model).type == "cpu"
-    chosen_sequences, chosen_length = _ON_CPU if on_cpu else _WITH_ACCELERATOR
-    chosen_length = min(chosen_length, context_length(opened.model) or chosen_length)
-    defaults = {"--sequences": (sequences, chosen_sequences), "--length": (length, chosen_length)}
-    chosen = [f"{name} {default}" for name, (given, default) in defaults.items() if given is None]
-    if chosen:
-        progress.note(f"calibration: {' '.join(chosen)}, chosen for {'the CPU' if on_cpu else 'the accelerator'}")
-    sequences = chosen_sequences if sequences is None else sequences
-    length = chosen_length if length is None else length
-    check_size(sequences, length)
-    check_length(opened.model, length)
-    if calibration == SELF:
-        sampling = Sampling(sequences=sequences, length=length, seed=seed)
-        progress.stage("the model writes its calibration text", sequences * (length - 1))
-        with _evaluation_mode(opened.model):
-            tokens_BL = self_calibration(opened.model, opened.tokenizer, sampling, progress.advance)
-        rule = "every"
-    else:
-        progress.stage(f"reading {calibration}", 1)
-        rule = bos_rule("auto", opened.tokenizer, opened.model.config.model_type)
-        tokens_BL = token_sequences(
-            calibration, opened.tokenizer, sequences=sequences, length=length, bos=rule, seed=seed
-        )
-    _check_vocabulary(opened.model, tokens_BL, opened.name)
-    record = {"source": calibration, "sequences": sequences, "length": length, "bos": rule}
-    return tokens_BL, record | {"sha256": hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest()}
-
-
-def _check_vocabulary(model: Any, tokens_BL: Tensor, name: str) -> None:
-    size = vocabulary_size(model)
-    if int(tokens_BL.max()) >= size:
-        raise AutopruneError(
-            f"the tokenizer gives token {int(tokens_BL.max())}, the model has {size}",
-            where=name,
-            remedy="use the tokenizer the model was made with",
-        )
-
-
-@contextmanager
-def _evaluation_mode(model: Any):
-    """Dropout off; afterwards every module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _sidecar(report: PruneReport) -> dict[str, Any]:

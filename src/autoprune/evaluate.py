@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoprune.bootstrap import bootstrap_interval
 from autoprune.errors import AutopruneError
 from autoprune.models import input_device
 
 _TOKENS_AT_ONCE = 256
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +91,6 @@ def evaluate_tokens(
 def perplexity(nats_per_token: float) -> float:
     """exp of the loss, infinite where it overflows."""
     return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
-
-
-def bootstrap_interval(difference_B: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the mean, resampling sequences (10,000 times, fixed seed)."""
-    rng = np.random.default_rng(0)
-    count = len(difference_B)
-    means = [difference_B[rng.integers(0, count, size=count)].mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _logits(model: Any, tokens_L: Tensor) -> Tensor:

@@ -106,3 +106,32 @@ def writing_to(path: Path) -> Iterator[None]:
             where=str(path),
             remedy="free some space or choose another place",
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with writing_to(path):
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            partial.write_text(text, "utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock file, as long as this process lives at most; refused with a message where another one holds it."""
+    with writing_to(path):
+        file = path.open("a")
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AutopruneError(otherwise, where=str(path.parent), remedy="wait for it, or choose another") from None
+        yield

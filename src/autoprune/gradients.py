@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from autoprune.backward import LOGITS_AT_ONCE, TOKENS_AT_ONCE, backward, recomputing
 from autoprune.errors import AutopruneError
-from autoprune.language.program import Tape
 from autoprune.language.statistics import GRADIENT, GRADIENTS, OUTPUT_GRADIENT
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
@@ -38,17 +37,17 @@ by outputs."""
 
 def loss_gradients(
     source: BlockSource,
-    score: Tape,
+    collects: frozenset[str],
     tokens_BL: Tensor | None,
     progress: Progress,
     micro_batch_tokens: int | None = None,
 ) -> dict[str, Gradient]:
-    """By name of the linear layer, those of the statistics `gradient` and `output_gradient` that `score` names; empty
-    where it names neither.
+    """By name of the linear layer, those of the statistics `gradient` and `output_gradient` that are in `collects`; empty
+    where neither is.
 
     The loss of a sequence is the mean cross-entropy of its L - 1 next tokens. The model is left as it was.
     """
-    wanted = GRADIENTS & score.collects
+    wanted = GRADIENTS & collects
     if not wanted:
         return {}
     assert tokens_BL is not None

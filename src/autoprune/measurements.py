@@ -115,7 +115,7 @@ class Measurements:
         ranked = {}
         if self.judge:
             masks = self.masks
-            gradients = loss_gradients(self.source, masks.score, self.tokens_BL, self.progress)
+            gradients = loss_gradients(self.source, masks.score.collects, self.tokens_BL, self.progress)
             ranked = {"score": masks.score, "compare": masks.compare, "target": self.target, "gradients": gradients}
             ranked["more"] = dict.fromkeys(self._compared_blocks, needs(self.method))
         self.progress.stage("one pass over the unpruned model", self.weights)

@@ -1,40 +1,31 @@
 """One-shot masks at any sparsity, judged by how far they take the model from the dense one: the quick judge.
 
-The dense model is run once: every layer's scores become ranks, one byte a weight, and the likeliest tokens of a
-held-out text are kept. After that a trial of any sparsity per layer costs one forward of that text. Nothing is changed
-for good: weights are masked while a trial runs.
+The dense model is run once: every layer's scores become ranks, one byte a weight. After that a trial of any sparsity
+per layer costs one forward of a held-out text (`judge`).
 
-Legend: B sequences, T scored tokens, V vocabulary, N linear layers, R output rows, C input columns.
+Legend: B sequences, L tokens per sequence, N linear layers, R output rows, C input columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoprune.backward import LOGITS_AT_ONCE, TOKENS_AT_ONCE, backward, recomputing
+from autoprune.backward import backward, recomputing
 from autoprune.errors import AutopruneError
+from autoprune.judge import Judge
 from autoprune.language.program import Tape
-from autoprune.models import BlockSource, Linear, all_linears, input_device, users, vocabulary_size
+from autoprune.models import BlockSource, Linear, all_linears, input_device, users
 from autoprune.sparsity import Target, zero_pruned_
 from autoprune.statistics import Gradient
-from autoprune.stream import (
-    MICRO_BATCH_TOKENS,
-    NO_GRADIENTS,
-    NOTHING_MORE,
-    Visit,
-    micro_batches,
-    walk,
-    walk_blocks,
-)
+from autoprune.stream import NO_GRADIENTS, NOTHING_MORE, Visit, micro_batches, walk
 
 _LEVELS = 255  # ranks and thresholds both fit one byte
-_TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
 _WORST = 1e3  # nats a token, also for outputs that are not finite
 _BAND = 0.1  # width, in sparsity, of the band of weights on either side of the threshold whose worth is measured
 
@@ -99,53 +90,35 @@ def _ranks(score_RC: Tensor, target: Target, compare: str) -> Tensor:
 
 
 class Trial:
-    """Judges sparsities of the linear layers (in the order of `all_linears`) by KL(dense ‖ pruned) on held-out tokens.
-
-    Of each position the probabilities of the likeliest tokens are compared, with all others as one outcome: a lower
-    bound of the divergence over the whole vocabulary, and close to it.
-    """
+    """Judges sparsities of the linear layers, in the order of `all_linears`, by the divergence from the dense model."""
 
     def __init__(self, source: BlockSource, dense: Dense, held_BL: Tensor, target: Target, compare: str):
         self.source, self.ranks = source, dense.ranks
-        self.device = device = input_device(source.model)
+        self.judge = Judge(source, held_BL)
         self.linears = all_linears(source)
         self.size_N = np.array([linear.size for linear in self.linears], dtype=np.float64)
-        self._used_by = [_linears_used(block, self.linears) for block in source.blocks]
         self.levels_N = [min(_lines(linear.shape, target, compare)[1], _LEVELS) for linear in self.linears]
-        # Two micro-batches at least, so that half of the text can be had, and not too many logits at once.
-        vocabulary = vocabulary_size(source.model)
-        tokens = min(MICRO_BATCH_TOKENS.get(device.type) or held_BL.numel(), held_BL.numel() // 2)
-        self.batches = micro_batches(held_BL, device, max(1, min(tokens, LOGITS_AT_ONCE // vocabulary)))
-        self._likely: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(self.batches)
-        for _ in walk_blocks(source, self.batches, self._keep_likely):
-            pass
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """The micro-batches of the held-out text."""
+        return self.judge.batches
 
     def damage(self, sparsity_N: np.ndarray | Sequence[float], batches: int | None = None) -> float:
         """KL divergence from the dense model, nats a token, with one-shot masks of these sparsities.
 
         `batches` uses the first few micro-batches only.
         """
-        used = self.batches[:batches]
         threshold = dict(zip(self.linears, self._thresholds(sparsity_N), strict=True))
-        divergence = [0.0] * len(used)
 
-        def judge(index: int, logits_BLV: Tensor) -> None:
-            divergence[index] = self._divergence(index, logits_BLV)
+        def masked(linear: Linear) -> Tensor | None:
+            if not threshold[linear]:
+                return None
+            weight_RC = linear.weight_RC.clone()
+            zero_pruned_(weight_RC, self.ranks[linear.name] >= threshold[linear])
+            return weight_RC
 
-        masked: dict[Linear, Tensor] = {}
-        steps = walk_blocks(self.source, used, judge)
-        try:
-            for block in steps:
-                _restore(masked)
-                for linear in self._used_by[block]:
-                    if threshold[linear]:
-                        masked[linear] = linear.parameter.data
-                        linear.parameter.data = masked[linear].clone()
-                        zero_pruned_(linear.weight_RC, self.ranks[linear.name] >= threshold[linear])
-        finally:
-            steps.close()
-            _restore(masked)
-        damage = sum(divergence) / _scored(used)
+        damage = float(self.judge.divergence(masked, batches).mean())
         return min(damage, _WORST) if np.isfinite(damage) else _WORST
 
     def marginal_damage(self, sparsity_N: np.ndarray | Sequence[float], batches: int | None = None) -> np.ndarray:
@@ -155,9 +128,8 @@ class Trial:
         y + g * band @ x, then damage' = -d damage / d g / width of the band at g = 0: the product of what reaches the
         output in the backward pass with what the band would add to it.
         """
-        used = self.batches[:batches]
-        thresholds = self._thresholds(sparsity_N)
-        gates = [torch.zeros((), requires_grad=True, device=self.device) for _ in self.linears]
+        thresholds, device = self._thresholds(sparsity_N), self.judge.device
+        gates = [torch.zeros((), requires_grad=True, device=device) for _ in self.linears]
         widths, used_by = [], users(self.source.model)
         with recomputing(self.source) as replace:
             for linear, gate, threshold, levels in zip(self.linears, gates, thresholds, self.levels_N, strict=True):
@@ -167,14 +139,14 @@ class Trial:
                 for module in used_by[linear.parameter]:
                     same = Linear(linear.name, module, linear.block)  # with its own bias, if the weight is shared
                     replace(module, _Gated(same, self.ranks[linear.name], threshold, low, high, gate))
-            for index, tokens_BL in enumerate(used):
-                backward(self.source.model, tokens_BL, partial(self._divergence_gradient, index))
+            for index, tokens_BL in enumerate(self.batches[:batches]):
+                backward(self.source.model, tokens_BL, partial(self.judge.gradient, index))
         slopes = [0.0 if gate.grad is None else float(gate.grad) for gate in gates]
         if not np.isfinite(slopes).all():
             raise AutopruneError(
                 "the backward pass is not finite", where=type(self.source.model).__name__, remedy="try --dtype float32"
             )
-        return -np.array(slopes) / np.array(widths) / _scored(used)
+        return -np.array(slopes) / np.array(widths) / self.judge.scored(batches)
 
     def _thresholds(self, sparsity_N: np.ndarray | Sequence[float]) -> list[int]:
         """Ranks below which weights go. What rounding takes from one layer it gives to the next, so that the whole
@@ -187,77 +159,6 @@ class Trial:
             owed += (wanted - threshold) * size / levels
             thresholds.append(threshold)
         return thresholds
-
-    def _keep_likely(self, index: int, logits_BLV: Tensor) -> None:
-        tokens, logs = [], []
-        for logits_TV in _parts(logits_BLV):
-            log_TV = logits_TV.float().log_softmax(-1)
-            if not torch.isfinite(log_TV).all():
-                raise AutopruneError(
-                    "the logits of the unpruned model are not finite",
-                    where=type(self.source.model).__name__,
-                    remedy="try --dtype float32",
-                )
-            top = log_TV.topk(min(_TOP, log_TV.shape[-1]), dim=-1)
-            tokens.append(top.indices.to(torch.int32))
-            logs.append(top.values)
-        self._likely[index] = torch.cat(tokens), torch.cat(logs)
-
-    def _divergence(self, index: int, logits_BLV: Tensor) -> float:
-        """Sum over positions of the divergence in nats."""
-        total = 0.0
-        for logits_TV, token_TK, dense_TK in self._compared(index, logits_BLV):
-            own_TK = logits_TV.gather(1, token_TK) - logits_TV.logsumexp(-1, keepdim=True)
-            rest_T, own_rest_T = _rest(dense_TK), _rest(own_TK)
-            total += float((dense_TK.exp() * (dense_TK - own_TK)).sum() + (rest_T * (rest_T / own_rest_T).log()).sum())
-        return total
-
-    def _divergence_gradient(self, index: int, logits_BLV: Tensor) -> Tensor:
-        """Derivative of that sum by the logits: of their shape and dtype, 0 where a position is not scored."""
-        gradient_BLV = torch.zeros_like(logits_BLV)
-        flat = []
-        for logits_TV, token_TK, dense_TK in self._compared(index, logits_BLV):
-            own_TV = logits_TV.softmax(-1)
-            own_TK = own_TV.gather(1, token_TK)
-            rest_T, own_rest_T = _rest(dense_TK), _rest(own_TK.log())
-            part_TV = own_TV * (1 - rest_T / own_rest_T)[:, None]  # for all tokens that are not among the likely
-            part_TV.scatter_(1, token_TK, own_TK - dense_TK.exp())
-            flat.append(part_TV.to(gradient_BLV.dtype))
-        gradient_BLV[:, :-1] = torch.cat(flat).reshape(gradient_BLV[:, :-1].shape)
-        return gradient_BLV
-
-    def _compared(self, index: int, logits_BLV: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        token_TK, dense_TK = self._likely[index]
-        parts = zip(token_TK.split(TOKENS_AT_ONCE), dense_TK.split(TOKENS_AT_ONCE), strict=True)
-        for logits_TV, (tokens, logs) in zip(_parts(logits_BLV), parts, strict=True):
-            yield logits_TV.float(), tokens.long(), logs
-
-
-def _scored(batches: Sequence[Tensor]) -> int:
-    """Number of positions with a next token."""
-    return sum(tokens_BL.shape[0] * (tokens_BL.shape[1] - 1) for tokens_BL in batches)
-
-
-def _linears_used(block: nn.Module, linears: Sequence[Linear]) -> list[Linear]:
-    """The linear layers whose weights a block uses, also those it shares with an earlier block."""
-    used = users(block)
-    return [linear for linear in linears if linear.parameter in used]
-
-
-def _parts(logits_BLV: Tensor) -> tuple[Tensor, ...]:
-    """The logits of all positions with a next token, a few positions at a time."""
-    return logits_BLV[:, :-1].flatten(0, 1).split(TOKENS_AT_ONCE)
-
-
-def _rest(log_TK: Tensor) -> Tensor:
-    """Probability of all other tokens; never zero, so that its logarithm is finite."""
-    return (1 - log_TK.exp().sum(-1)).clamp(min=1e-6)
-
-
-def _restore(masked: dict[Linear, Tensor]) -> None:
-    while masked:
-        linear, weight = masked.popitem()
-        linear.parameter.data = weight
 
 
 class _Gated:

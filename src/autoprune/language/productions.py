@@ -41,5 +41,5 @@ def productions(function: str, target: Type) -> tuple[Production, ...]:
 
 @cache
 def leaves(function: str, target: Type) -> tuple[str, ...]:
-    """Names of the statistics of a type; a scalar may also be a constant."""
-    return tuple(name for name, row in FUNCTIONS[function].statistics.items() if row.type is target)
+    """Names of the statistics of a type that a search may use; a scalar may also be a constant."""
+    return tuple(name for name, row in FUNCTIONS[function].statistics.items() if row.type is target and row.searched)

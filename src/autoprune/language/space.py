@@ -69,6 +69,10 @@ class Space:
             return "the program defines no score; add one"
         if program.allocate and not self.allocates:
             return "allocate is frozen: every layer loses the same; remove allocate and its options"
+        for tape in program.functions:
+            for name in tape.statistics:
+                if not FUNCTIONS[tape.function].statistics[name].searched:
+                    return f"{name} takes too long to measure for a search; use another statistic"
         for name, value in self.frozen.items():
             if OPTIONS[name].function in self.functions and program.options[name] != value:
                 return f"{name} is frozen at {value!r}, not {program.options[name]!r}; write {name} = {value!r}"

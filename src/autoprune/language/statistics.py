@@ -18,10 +18,13 @@ from autoprune.language.types import Type
 
 @dataclass(frozen=True, kw_only=True)
 class Statistic:
+    """One row of a table. What is not `searched` takes minutes to measure: programs of a search do not name it."""
+
     name: str
     type: Type
     doc: str
     collects: tuple[str, ...] = ()
+    searched: bool = True
 
 
 GRADIENT, OUTPUT_GRADIENT = "gradient", "output_gradient"
@@ -136,6 +139,7 @@ _LAYER_ROWS = [
         type=Type.L,
         doc="KL divergence from the dense model, nats a token, when this layer alone is pruned to the sparsity.",
         collects=(SENSITIVITY,),
+        searched=False,
     ),
     Statistic(
         name="marginal_damage",

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import AutopruneError
+from autoprune.search.protocol import Outcome
 
 FORMAT = 1
 
@@ -47,15 +48,16 @@ CREATE TABLE parent (
     PRIMARY KEY (step, position)
 ) WITHOUT ROWID;
 CREATE TABLE evaluation (
-    step INTEGER NOT NULL,
-    digest TEXT NOT NULL REFERENCES node,
+    digest TEXT NOT NULL,
     rung TEXT NOT NULL,
     damage REAL,
+    parts TEXT NOT NULL,
     figures TEXT NOT NULL,
+    signature TEXT NOT NULL,
     seconds REAL NOT NULL,
     peak_bytes INTEGER,
     error TEXT NOT NULL,
-    PRIMARY KEY (step, digest, rung)
+    PRIMARY KEY (digest, rung)
 ) WITHOUT ROWID;
 CREATE TABLE call (
     step INTEGER NOT NULL,
@@ -67,6 +69,7 @@ CREATE TABLE call (
     tokens_out INTEGER,
     seconds REAL NOT NULL,
     price_usd REAL,
+    error TEXT NOT NULL,
     PRIMARY KEY (step, round)
 ) WITHOUT ROWID;
 CREATE TABLE proposal (step INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT);
@@ -75,7 +78,7 @@ CREATE TABLE proposal (step INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail T
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What a language model was asked, and what it replied; `round` 1 is a repair."""
+    """What a proposer was asked, and what it replied; `round` 1 is a repair."""
 
     step: int
     round: int
@@ -86,6 +89,7 @@ class Call:
     tokens_in: int | None = None
     tokens_out: int | None = None
     price_usd: float | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +122,11 @@ class Edge:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a rung of the scorer said: `damage` in nats a token above the dense model, None with an `error`."""
+    """What a rung of the scorer said of a program."""
 
-    step: int
     digest: str
     rung: str
-    damage: float | None
-    seconds: float
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    peak_bytes: int | None = None
-    error: str = ""
+    outcome: Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +201,7 @@ class Archive:
     def add_call(self, call: Call) -> None:
         """At once, outside of the step's transaction."""
         self._connection.execute(
-            "INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 call.step,
                 call.round,
@@ -213,6 +212,7 @@ class Archive:
                 call.tokens_out,
                 call.seconds,
                 call.price_usd,
+                _text(call.error),
             ),
         )
 
@@ -241,17 +241,20 @@ class Archive:
         self._connection.executemany("INSERT INTO parent VALUES (?, ?, ?)", rows)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
+        """At once, outside of the step's transaction."""
+        outcome = evaluation.outcome
         self._connection.execute(
-            "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                evaluation.step,
                 evaluation.digest,
                 evaluation.rung,
-                evaluation.damage,
-                json.dumps(dict(evaluation.figures)),
-                evaluation.seconds,
-                evaluation.peak_bytes,
-                _text(evaluation.error),
+                outcome.damage,
+                json.dumps(outcome.parts),
+                json.dumps(dict(outcome.figures)),
+                outcome.signature,
+                outcome.seconds,
+                outcome.peak_bytes,
+                _text(outcome.error),
             ),
         )
 
@@ -282,28 +285,26 @@ class Archive:
             for row in self._connection.execute(f"SELECT {names} FROM edge ORDER BY step")
         ]
 
-    def evaluations(self, rung: str | None = None) -> list[Evaluation]:
-        rows = self._connection.execute(
-            "SELECT step, digest, rung, damage, seconds, figures, peak_bytes, error FROM evaluation "
-            "WHERE ?1 IS NULL OR rung = ?1 ORDER BY step, digest, rung",
-            (rung,),
-        )
-        return [
-            Evaluation(
-                step=step,
-                digest=digest,
-                rung=rung,
+    def evaluations(self) -> dict[tuple[str, str], Outcome]:
+        """All outcomes, by digest and rung."""
+        names = "damage, parts, figures, signature, seconds, peak_bytes, error"
+        return {
+            (digest, rung): Outcome(
                 damage=damage,
-                seconds=seconds,
+                parts=tuple(json.loads(parts)),
                 figures=json.loads(figures),
-                peak_bytes=peak,
+                signature=signature,
+                seconds=seconds,
+                peak_bytes=peak_bytes,
                 error=error,
             )
-            for step, digest, rung, damage, seconds, figures, peak, error in rows
-        ]
+            for digest, rung, damage, parts, figures, signature, seconds, peak_bytes, error in self._connection.execute(
+                f"SELECT digest, rung, {names} FROM evaluation ORDER BY digest, rung"
+            )
+        }
 
     def calls(self, step: int | None = None) -> list[Call]:
-        names = "step, round, prompt, reply, model, seconds, tokens_in, tokens_out, price_usd"
+        names = "step, round, prompt, reply, model, seconds, tokens_in, tokens_out, price_usd, error"
         rows = self._connection.execute(
             f"SELECT {names} FROM call WHERE ?1 IS NULL OR step = ?1 ORDER BY step, round", (step,)
         )

@@ -93,8 +93,10 @@ class Scorer(Protocol):
 class ScorerRecipe(Protocol):
     """How to make a scorer in another process: a value that can be pickled."""
 
-    timeout_s: Mapping[str, float]
-    """By rung, how long a task may take before whoever runs it is killed."""
+    @property
+    def timeout_s(self) -> Mapping[str, float]:
+        """By rung, how long a task may take before whoever runs it is killed."""
+        ...
 
     def make(self) -> Scorer: ...
 

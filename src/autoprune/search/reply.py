@@ -11,6 +11,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 MAX_CHARACTERS = 200_000
 """Of a reply that are read; a program has 20,000 at most."""
@@ -44,18 +45,30 @@ class Reply:
 
 
 def parse_reply(text: str) -> Reply:
-    """Of several programs the last one counts: models correct themselves."""
-    text = text[:MAX_CHARACTERS].replace("\r\n", "\n").replace("\x00", "")
-    fields = _labelled(text)
-    if found := _json(text):
-        fields = {**fields, **found}
-    program = _dedented(_program(text, fields.get("program", "")))
+    """Of several programs the last one counts: models correct themselves. What a model thought aloud does not count."""
+    text = text.rpartition("</think>")[2][:MAX_CHARACTERS].replace("\x00", "")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    labelled, said = _labelled(text), _json(text)
+    fields = {**labelled, **said}
+    given = said.get("program", "")
+    program = _dedented((_block(given) or given) if "def " in given else _program(text, labelled.get("program", "")))
     return Reply(
-        program=program,
-        diagnosis=_shortened(fields.get("diagnosis", "")),
-        hypothesis=_shortened(fields.get("hypothesis", "")),
+        program=sound(program).replace("\x00", ""),  # JSON can bring in what the text did not have
+        diagnosis=one_line(fields.get("diagnosis", ""), _MAX_FIELD),
+        hypothesis=one_line(fields.get("hypothesis", ""), _MAX_FIELD),
         predicted=_number(fields.get("predicted", "")),
     )
+
+
+def sound(text: str) -> str:
+    """The text with halves of surrogate pairs replaced: neither a file nor a database takes them."""
+    return text.encode(errors="replace").decode()
+
+
+def one_line(text: str, most: int) -> str:
+    """The beginning of a text in one line of characters that are harmless to print."""
+    printable = "".join(character if character.isprintable() else " " for character in text[: 2 * most])
+    return " ".join(printable.split())[:most]
 
 
 def _labelled(text: str) -> dict[str, str]:
@@ -80,28 +93,30 @@ def _json(text: str) -> dict[str, str]:
     while start >= 0 and tries < 20:
         tries += 1
         try:
-            value, _ = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            found = {
-                _FIELDS[name.lower()]: value[name] if isinstance(value[name], str) else json.dumps(value[name])
-                for name in value
-                if name.lower() in _FIELDS
-            }
-            if found:
+            if found := _json_fields(decoder.raw_decode(text, start)[0]):
                 return found
+        except (ValueError, RecursionError):
+            pass
         start = text.find("{", start + 1)
     return {}
 
 
+def _json_fields(value: Any) -> dict[str, str]:
+    named = {_FIELDS.get(name.lower(), ""): value[name] for name in value} if isinstance(value, dict) else {}
+    return {name: each if isinstance(each, str) else json.dumps(each) for name, each in named.items() if name}
+
+
 def _program(text: str, labelled: str) -> str:
-    blocks = [block for block in _fenced(text) if "def " in block]
-    if blocks:
-        return blocks[-1]
+    if block := _block(text):
+        return block
     if "def " in labelled:
         return _code(labelled) or labelled
     return _code(text)
+
+
+def _block(text: str) -> str:
+    """The last code block with a function."""
+    return next((block for block in reversed(_fenced(text)) if "def " in block), "")
 
 
 def _fenced(text: str) -> list[str]:
@@ -144,10 +159,6 @@ def _dedented(program: str) -> str:
     margin = min(indents, default=0)
     kept = [line[margin:].rstrip() for line in lines]
     return "\n".join(kept).strip("\n") + "\n" if any(kept) else ""
-
-
-def _shortened(text: str) -> str:
-    return " ".join(text[: 2 * _MAX_FIELD].split())[:_MAX_FIELD]
 
 
 def _number(text: str) -> float | None:

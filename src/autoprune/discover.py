@@ -1,0 +1,340 @@
+"""Let a language model, or chance, design pruning algorithms for a model, measure each, and keep the best.
+
+This is where a search (`autoprune.search`), which knows no models, meets the scorer (`autoprune.scoring`), which knows
+no search.
+
+Legend: B sequences, L tokens per sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoprune import algorithms
+from autoprune.data import check_source
+from autoprune.errors import AutopruneError
+from autoprune.files import exclusive, write_text, writing_to
+from autoprune.inputs import SELF, calibration_tokens, opened_model
+from autoprune.language import Program, read_program
+from autoprune.language.space import Space
+from autoprune.layer import Method
+from autoprune.models import InMemoryBlocks, OpenModel, all_linears, open_model
+from autoprune.progress import Progress, Silent
+from autoprune.scoring.rungs import REFERENCE
+from autoprune.scoring.scorer import FRESH, FULL, QUICK, RUNGS, ModelRecipe
+from autoprune.scoring.signature import alike
+from autoprune.search.account import Account, account, best
+from autoprune.search.archive import Archive
+from autoprune.search.executors.in_process import InProcess
+from autoprune.search.executors.on_ray import OnRay
+from autoprune.search.executors.processes import Processes
+from autoprune.search.graph import Graph
+from autoprune.search.loop import Search, Settings, Watch
+from autoprune.search.prompt import GRAPH, PLAIN, Prompter
+from autoprune.search.proposers.exchange import Exchange
+from autoprune.search.proposers.genetic import Genetic, Random
+from autoprune.search.proposers.local import Local
+from autoprune.search.proposers.openai import OpenAI
+from autoprune.search.protocol import Executor, Proposer
+from autoprune.sparsity import Target
+from autoprune.stream import PROPAGATION
+
+ARCHIVE, WINNER = "archive.sqlite", "winner.prune"
+
+_JUDGED_ON = {QUICK: 4, FULL: 8, FRESH: 16}  # sequences, of the calibration's length, beside those to calibrate on
+_ON_CPU, _WITH_ACCELERATOR = (16, 512), (32, 1024)  # sequences to calibrate on, tokens in each, unless told
+_BASELINES = (REFERENCE, "ria")
+_PROMPT_TOKENS = {"self": 1500, "local": 2500}  # what small models make use of; others get more
+_PROMPT_TOKENS_ELSEWHERE = 6000
+
+# Seconds that a program may take at a rung: far more than any sensible one needs, by the number of weights.
+_PATIENCE_S = {"probe": (60, 2e-6), QUICK: (120, 5e-6), FULL: (600, 3e-5), FRESH: (600, 3e-5)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """What a search has found. `winner` is the file with the best program, None where none was measured to the end."""
+
+    run: str
+    account: Account
+    winner: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """How to reach a proposer behind a server, and what it costs, in US dollars for a million tokens."""
+
+    base_url: str | None = None
+    timeout_s: float = 300.0
+    concurrency: int = 4
+    usd_per_million_in: float | None = None
+    usd_per_million_out: float | None = None
+
+
+def discover(
+    model: str | Path,
+    *,
+    run: str | Path,
+    proposer: str = "self",
+    evaluations: int = 100,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    calibration: str = SELF,
+    sequences: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    freeze: str = "",
+    prompt: str = GRAPH,
+    prompt_tokens: int | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    service: Service | None = None,
+    budget_usd: float | None = None,
+    budget_s: float | None = None,
+    budget_tokens: int | None = None,
+    propagation: str = "one_pass",
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Discovery:
+    """Search for the program that damages a model least at a sparsity or pattern, and go on where `run` ends.
+
+    `model` is a hub id, a folder, a .gguf file or "demo". `proposer` is "self" (the model itself), "local:MODEL",
+    "openai:MODEL" (any server of that kind, see `service`), "exchange:FOLDER", "genetic" or "random". `evaluations`
+    counts proposals. `freeze` holds options of programs at a value, as "update=none,allocate=uniform". `prompt` is
+    "graph", or "plain" for the task and the best program only. `workers` are processes on this machine, 0 measures
+    in this one; `ray` is the address of a cluster instead. Other arguments as in `prune`.
+    """
+    progress, folder, service = progress or Silent(), Path(run), service or Service()
+    target = Target.of(sparsity, pattern)
+    space = Space.of(freeze, pattern=bool(target.group))
+    _check(proposer, prompt, evaluations, workers, propagation)
+    if calibration != SELF:
+        check_source(calibration)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / "lock", "another search is at work in this folder"), _archive(folder) as archive:
+        opened = opened_model(model, None, dtype, device, progress)
+        about, timeout_s = _about(opened, target)
+        tokens, text = _tokens(opened, calibration, sequences, length, seed, progress)
+        _same_run(
+            archive,
+            {
+                "model": str(model),
+                "target": str(target),
+                "proposer": proposer,
+                "seed": seed,
+                "freeze": freeze,
+                "prompt": prompt,
+                "prompt_tokens": prompt_tokens,
+                "propagation": propagation,
+                "calibration": text["sha256"],
+            },
+        )
+        recipe = ModelRecipe(
+            model=str(model),
+            dtype=dtype,
+            device=device,
+            target=target,
+            propagation=propagation,
+            seed=seed,
+            timeout_s=timeout_s,
+            **tokens,
+        )
+        settings = Settings(
+            space=space,
+            evaluations=evaluations,
+            seed=seed,
+            rungs=RUNGS,
+            fresh=FRESH,
+            budget_s=budget_s,
+            budget_usd=budget_usd,
+            budget_tokens=budget_tokens,
+        )
+        kind = proposer.partition(":")[0]
+        prompter = Prompter(
+            about=about,
+            space=space,
+            tokens=prompt_tokens or _PROMPT_TOKENS.get(kind, _PROMPT_TOKENS_ELSEWHERE),
+            kind=prompt,
+        )
+        asked = _proposer(proposer, opened, space, service)
+        del opened  # a worker has its own
+        progress.stage("measuring the unpruned model and the library's programs", 1)
+        with closing(asked), closing(_executor(recipe, workers, ray, folder)) as executor:
+            search = Search(settings, archive, asked, executor, prompter, alike, watch or Unwatched())
+            roots = _roots(space)
+            search.run(roots, lambda graph: _baselines(graph, roots))
+        told = account(archive, RUNGS, FRESH)
+        winner = _write_winner(archive, folder, str(model), target)
+    return Discovery(run=str(folder), account=told, winner=winner)
+
+
+def open_run(run: str | Path) -> Archive:
+    """The archive of a search; an error where there is none."""
+    path = Path(run) / ARCHIVE
+    if not path.is_file():
+        raise AutopruneError("there is no search here", where=str(run), remedy="give the --run of autoprune search")
+    return Archive.open(path)
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def started(self, graph: Graph, done: int, total: int) -> None:
+        pass
+
+    def measured(self, rung: str, outcome: Any) -> None:
+        pass
+
+    def step(self, proposal: Any, edge: Any) -> None:
+        pass
+
+    def batch(self, graph: Graph, done: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def _check(proposer: str, prompt: str, evaluations: int, workers: int, propagation: str) -> None:
+    kind, colon, rest = proposer.partition(":")
+    plain, named = ("self", "genetic", "random"), ("local", "openai", "exchange")
+    if not (kind in plain and not colon) and not (kind in named and rest):
+        known = ", ".join([*plain, *(f"{name}:…" for name in named)])
+        raise AutopruneError(f"unknown proposer '{proposer}'", remedy=f"use {known}")
+    for name, value, least in (("--evaluations", evaluations, 0), ("--workers", workers, 0)):
+        if value < least:
+            raise AutopruneError(f"{name} cannot be {value}", remedy=f"give at least {least}")
+    if prompt not in (GRAPH, PLAIN):
+        raise AutopruneError(f"unknown prompt '{prompt}'", remedy=f"use {GRAPH} or {PLAIN}")
+    if propagation not in PROPAGATION:
+        raise AutopruneError(f"unknown propagation '{propagation}'", remedy=f"use {', '.join(PROPAGATION)}")
+
+
+@contextmanager
+def _archive(folder: Path) -> Iterator[Archive]:
+    archive = Archive.open(folder / ARCHIVE)
+    try:
+        yield archive
+    finally:
+        archive.close()
+
+
+def _same_run(archive: Archive, settings: dict[str, Any]) -> None:
+    """Note the settings of a new search; refuse others where one goes on."""
+    before = archive.get("settings")
+    if before is None:
+        archive.set("settings", settings)
+        return
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise AutopruneError(
+                f"this search was begun with {name} {before.get(name)!r}, not {value!r}",
+                where=str(archive.path),
+                remedy="give the same, or another --run",
+            )
+
+
+def _about(opened: OpenModel, target: Target) -> tuple[str, dict[str, float]]:
+    """What a prompt says of the task; and how long each rung may take."""
+    source = InMemoryBlocks(opened.model)
+    linears = all_linears(source)
+    for linear in linears:
+        target.check_layer(linear.name, linear.shape[1])
+    weights = sum(linear.size for linear in linears)
+    kinds = dict.fromkeys(linear.name.rsplit(".", 1)[-1] for linear in linears)
+    goal = f"Of every {target.group} consecutive inputs {target.keep} are kept" if target.group else (
+        f"{float(target.fraction):.0%} of these weights are removed"
+    )  # fmt: skip
+    about = (
+        f"The model is {Path(opened.name).name}: {len(source.blocks)} decoder blocks with {weights / 1e6:.0f} million "
+        f"prunable weights in linear layers ({', '.join(kinds)}). {goal}. Damage is the KL divergence from the "
+        "unpruned model on held-out text, in nats per token; 0 would be perfect."
+    )
+    return about, {rung: base + by_weight * weights for rung, (base, by_weight) in _PATIENCE_S.items()}
+
+
+def _tokens(
+    opened: OpenModel, calibration: str, sequences: int | None, length: int | None, seed: int, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tokens (B, L) to calibrate on, and to judge on by rung; and what is recorded of them."""
+    more = sum(_JUDGED_ON.values())
+    own = _ON_CPU if opened.model.device.type == "cpu" else _WITH_ACCELERATOR
+    tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress, more=more, chosen=own)
+    tokens = tokens_BL.numpy()
+    first = len(tokens) - more
+    judged_on: dict[str, np.ndarray] = {}
+    for rung, count in _JUDGED_ON.items():
+        judged_on[rung], first = tokens[first : first + count], first + count
+    return {"calibration": tokens[: len(tokens) - more], "judged_on": judged_on}, text
+
+
+def _roots(space: Space) -> list[Program]:
+    """Programs of the library that a search starts from."""
+    programs = [algorithms.load(name) for name in algorithms.names()]
+    roots = [program for program in programs if program.score and not space.refusal(program)]
+    if not roots:
+        raise AutopruneError("no program of the library leaves all that is frozen as it is", remedy="freeze less")
+    # Of two that do the same the first is the one that is kept.
+    return sorted(roots, key=lambda program: (len(Method.of(program).collects), len(program.canonical), program.name))
+
+
+def _baselines(graph: Graph, roots: list[Program]) -> list[Program]:
+    """What the best is compared with at the end: the usual ones, and the best of the library."""
+    known = [digest for digest in graph.ranked if digest in {root.digest for root in roots}]
+    best_known = {root.name for root in roots if known and root.digest == known[0]}
+    return [root for root in roots if root.name in {*_BASELINES, *best_known}]
+
+
+def _proposer(text: str, opened: OpenModel, space: Space, service: Service) -> Proposer:
+    kind, _, rest = text.partition(":")
+    match kind:
+        case "self":
+            return Local(opened.model, opened.tokenizer, space, name=opened.name)
+        case "local":
+            other = open_model(rest)
+            return Local(other.model, other.tokenizer, space, name=rest)
+        case "openai":
+            return OpenAI(
+                rest,
+                base_url=service.base_url,
+                timeout_s=service.timeout_s,
+                concurrency=service.concurrency,
+                usd_per_million_in=service.usd_per_million_in,
+                usd_per_million_out=service.usd_per_million_out,
+            )
+        case "exchange":
+            return Exchange(rest)
+        case "genetic":
+            return Genetic(space)
+    return Random(space)
+
+
+def _executor(recipe: ModelRecipe, workers: int, ray: str | None, folder: Path) -> Executor:
+    if ray is not None:
+        return OnRay(recipe, ray)
+    return Processes(recipe, workers, logs=folder / "logs") if workers else InProcess(recipe)
+
+
+def _write_winner(archive: Archive, folder: Path, model: str, target: Target) -> str | None:
+    """Write the best program to a file that `prune --algorithm` takes."""
+    digest = best(archive, RUNGS, FRESH)
+    if digest is None:
+        return None
+    node = next(node for node in archive.nodes() if node.digest == digest)
+    how = f"Found by autoprune search for {Path(model).name} at {target}; hash {digest}."
+    path = folder / WINNER
+    write_text(path, f'"""{how}"""\n\n{node.canonical}')
+    assert read_program(path.read_text("utf-8")).digest == digest
+    return str(path)
+
+
+__all__ = ["Discovery", "Service", "discover", "open_run"]
