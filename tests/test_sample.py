@@ -18,7 +18,7 @@ from torch import Tensor
 from autoprune import algorithms
 from autoprune.errors import AutopruneError
 from autoprune.language import FUNCTIONS, OPERATORS, STATISTICS, Program, interpret, read_program
-from autoprune.language.program import CONSTANT, OPTIONS, Node, Tape
+from autoprune.language.program import CONSTANT, OPTIONS, Tape
 from autoprune.language.sample import (
     CONSTANTS,
     MAX_STEPS,
@@ -55,9 +55,7 @@ SPACES = {
     "towards dense": Space.of("towards_dense=0.5"),
     "options of what is frozen": Space.of("strength=0.2,allocate=uniform", pattern=True),
 }
-LIBRARY = {
-    name: algorithms.load(name) for name in ("wanda", "ria", "best", "gblm", "sdsa", "dsnot")
-}
+LIBRARY = {name: algorithms.load(name) for name in ("wanda", "ria", "best", "gblm", "sdsa", "dsnot")}
 MAKERS: dict[str, Callable[[Program, Program, Random, Space], Variant]] = {
     "mutated": lambda program, other, rng, space: mutated(program, rng, space),
     "simplified": lambda program, other, rng, space: simplified(program, rng, space),
@@ -123,7 +121,7 @@ def test_every_random_program_is_of_its_space(name: str):
 def test_every_variant_is_of_its_space(name: str, maker: str):
     """Also where the parents are not."""
     space, changed = SPACES[name], 0
-    parents = [*LIBRARY.values(), read_program(random_program(Random(0), space))]
+    parents = [WANDA, BEST, LIBRARY["sdsa"], read_program(random_program(Random(0), space))]
     for seed, program in enumerate(parents):
         other = Random(seed).choice(parents)
         variant = MAKERS[maker](program, other, Random(seed), space)
@@ -132,7 +130,7 @@ def test_every_variant_is_of_its_space(name: str, maker: str):
         assert all(len(tape.nodes) <= max(MAX_STEPS, longest) for tape in child.functions)
         assert not variant.change or child.digest not in (program.digest, other.digest)
         changed += bool(variant.change)
-    assert changed >= len(parents) - 2
+    assert changed >= 2
 
 
 def test_a_space_without_programs_is_refused():
@@ -149,12 +147,12 @@ WANDA, RIA, BEST = LIBRARY["wanda"], LIBRARY["ria"], LIBRARY["best"]
 @pytest.mark.parametrize("step", ["t + sqrt(t)", "sqrt(t * 3)"])
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_long_program_that_shares_much_has_variants(step: str, maker: str):
-    lines = "".join(f"    t = {step}\n" for _ in range(60))
+    lines = "".join(f"    t = {step}\n" for _ in range(45))
     program = read_program(f"def score(weight):\n    t = abs(weight)\n{lines}    return t\n")
     started = time.monotonic()
     assert_of(FREE, MAKERS[maker](program, WANDA, Random(1), FREE).text)
     assert_of(FREE, MAKERS[maker](WANDA, program, Random(1), FREE).text)
-    assert time.monotonic() - started < 20  # unfolded it would be 2^60 steps
+    assert time.monotonic() - started < 20  # unfolded it would be 2^45 steps
 
 
 def test_trees_and_tapes_are_inverse():
@@ -235,11 +233,9 @@ def test_random_programs_are_finite_everywhere(drawn: list[Program]):
                 assert interpret(tape, world).isfinite().all(), program.canonical
 
 
-@pytest.mark.parametrize("space", [FREE, SPACES["compare"]], ids=["row or layer", "layer"])
-def test_random_programs_have_no_steps_without_effect(space: Space):
+def test_random_programs_have_no_steps_without_effect(drawn: list[Program]):
     once = {"abs", "sign", "minmax", "standardize", "rank"}
-    for seed in range(60):
-        program = read_program(random_program(Random(seed), space))
+    for program in drawn:
         nodes = tape(program).nodes
         for node in nodes:
             operands = [nodes[argument] for argument in node.arguments]
@@ -248,7 +244,8 @@ def test_random_programs_have_no_steps_without_effect(space: Space):
             if node.operator in ("subtract", "divide", "maximum", "minimum", "less", "equal"):
                 assert len({*node.arguments}) == 2, program.canonical
         root = nodes[tape(program).result]
-        assert not any(nodes[argument].operator == CONSTANT for argument in root.arguments), program.canonical
+        if root.operator in ("add", "subtract", "multiply", "divide"):
+            assert all(nodes[argument].operator != CONSTANT for argument in root.arguments), program.canonical
 
 
 # ---------------------------------------------------------------- mutation
@@ -256,7 +253,7 @@ def test_random_programs_have_no_steps_without_effect(space: Space):
 
 @pytest.fixture(scope="module")
 def mutants() -> list[tuple[Program, Program]]:
-    parents = list(LIBRARY.values()) + [read_program(random_program(Random(seed), FREE)) for seed in range(8)]
+    parents = list(LIBRARY.values()) + [read_program(random_program(Random(seed), FREE)) for seed in range(6)]
     pairs = [(parent, mutated(parent, Random(seed), FREE)) for seed in range(8) for parent in parents]
     return [(parent, read_program(variant.text)) for parent, variant in pairs]
 
@@ -275,7 +272,7 @@ def test_a_mutation_is_mostly_a_small_change(mutants: list[tuple[Program, Progra
     assert len(sizes) > 0.7 * len(mutants)
 
 
-def children(program: Program, seeds: int = 100, space: Space = FREE) -> list[Program]:
+def children(program: Program, seeds: int = 60, space: Space = FREE) -> list[Program]:
     return [read_program(mutated(program, Random(seed), space).text) for seed in range(seeds)]
 
 
@@ -304,16 +301,18 @@ def test_a_shared_step_changes_at_one_place_or_at_all():
     found = [Counter(node.operator for node in tape(child).nodes) for child in children(RIA)]
     whole = [operators for operators in found if operators["divide"] == operators["sum"] == 2]
     assert any(not operators["abs"] for operators in whole)
-    assert any(operators["abs"] and operators["square"] for operators in whole)
+    assert any(
+        operators["abs"] and set(operators) > set(node.operator for node in tape(RIA).nodes) for operators in whole
+    )
 
 
 def test_mutation_reaches_options_and_allocations():
-    found = children(BEST, 100)
+    found = children(BEST)
     changed = {name for child in found for name in OPTIONS if child.options[name] != BEST.options[name]}
     assert changed >= {"update", "towards_dense", "strength", "granularity"}
     assert any(child.allocate is None for child in found)
     assert any(child.allocate and child.allocate != BEST.allocate for child in found)
-    assert any(child.allocate for child in children(WANDA, 100))
+    assert any(child.allocate for child in children(WANDA, 40))
 
 
 def test_what_is_frozen_or_says_nothing_is_not_mutated():
@@ -337,7 +336,7 @@ def test_the_change_is_said_in_words():
 @pytest.mark.parametrize("name", ["ria", "best", "gblm", "wanda"])
 def test_a_simplified_program_is_shorter_or_nearer_to_the_defaults(name: str):
     parent = LIBRARY[name]
-    for seed in range(15):
+    for seed in range(8):
         variant = simplified(parent, Random(seed), FREE)
         child = read_program(variant.text)
         assert variant.change
@@ -360,20 +359,20 @@ SECOND = score('abs(weight) / sqrt(inverse_gram_diagonal) * norm(gradient, over=
 
 def test_a_crossing_has_parts_of_both_parents():
     both = 0
-    for seed in range(60):
+    for seed in range(30):
         child = read_program(crossed(FIRST, SECOND, Random(seed), FREE).text)
         used = set(tape(child).statistics)
         both += bool(used & {"input_norm", "input_max"}) and bool(used & {"inverse_gram_diagonal", "gradient"})
-    assert both > 40
+    assert both > 20
 
 
 def test_a_crossing_mixes_headers():
-    found = [read_program(crossed(FIRST, BEST, Random(seed), FREE).text) for seed in range(40)]
+    found = [read_program(crossed(FIRST, BEST, Random(seed), FREE).text) for seed in range(25)]
     assert {child.options["update"] for child in found} == {"none", "admm"}
     assert {child.allocate for child in found} == {None, BEST.allocate}
     for child in found:
         assert child.options["towards_dense"] == (0.5 if child.options["update"] == "admm" else 0)
-    found = [read_program(crossed(FIRST, SECOND, Random(seed), FREE).text) for seed in range(40)]
+    found = [read_program(crossed(FIRST, SECOND, Random(seed), FREE).text) for seed in range(12)]
     assert {child.options["compare"] for child in found} == {"row", "layer"}
 
 
@@ -386,7 +385,7 @@ def ideas(before: Program, after: Program) -> set[str]:
 
 def test_a_graft_is_one_idea_of_the_other_program():
     found: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(40):
         child = read_program(grafted(WANDA, BEST, Random(seed), FREE).text)
         (idea,) = ideas(WANDA, child)
         found[idea] += 1
@@ -395,7 +394,7 @@ def test_a_graft_is_one_idea_of_the_other_program():
         else:
             assert idea not in ideas(child, BEST)
     assert set(found) == {"score", "allocate", "compare", "method"}
-    assert found["score"] > 15
+    assert found["score"] > 10
 
 
 def test_where_the_other_has_nothing_new_a_part_is_taken():
@@ -478,8 +477,8 @@ def test_with_too_few_parents_or_nothing_to_simplify_genetic_mutates():
 
 
 def test_sometimes_two_mutations_follow_each_other():
-    found = answers(genetic.Genetic(FREE), *(request(seed=seed) for seed in range(60)))
-    assert 2 <= sum("; then " in answer.text for answer in found) <= 20
+    found = answers(genetic.Genetic(FREE), *(request(seed=seed) for seed in range(40)))
+    assert 1 <= sum("; then " in answer.text for answer in found) <= 15
 
 
 def test_random_ignores_its_parents():

@@ -79,7 +79,6 @@ MAX_STEPS = 40
 """Of a function that is made here; one made from a longer one may be as long."""
 MAX_PLACES = 256
 """Places of a tree, the nearest to its root, that are looked at: unfolded, a tape may be exponentially large."""
-MAX_CHAIN = 64
 TRIES = 60
 
 
@@ -164,6 +163,7 @@ _Path = tuple[int, ...]
 
 
 def tree_of(tape: Tape) -> Tree:
+    """The result of a checked tape."""
     types = infer_types(tape)
     trees: dict[int, Tree] = {}
     for index, node in tape.steps():
@@ -173,6 +173,7 @@ def tree_of(tape: Tape) -> Tree:
 
 
 def tape_of(tree: Tree, function: str) -> Tape:
+    """The canonical tape with a tree as its result."""
     builder = TapeBuilder()
     indices: dict[int, int] = {}  # by identity: a shared step is visited once
 
@@ -248,9 +249,10 @@ def _share(production: Production) -> float:
 
 @cache
 def _choices(function: str, target: Type, roots: str) -> tuple[list[Production | str], list[float]]:
-    """What a value of the type may be, operators and leaves, with weights. `roots` are "any", "operators",
-    "comparisons", or "least": leaves and reductions, which end since their arguments are ever larger."""
+    """What a value of the type may be, operators and leaves, with weights. `roots` are "any"; "chains": operators with
+    an argument of that type; "comparisons"; or "least": leaves and reductions, which end as their arguments grow."""
     fits: dict[str, Callable[[Production], bool]] = {
+        "chains": lambda row: target in row.arguments,
         "comparisons": lambda row: row.operator.name in COMPARISONS,
         "least": lambda row: row.operator.kind == "reduce",
     }
@@ -292,7 +294,7 @@ def _leaf(name: str, target: Type, rng: Random) -> Tree:
         return _constant(rng.choice(OTHER_CONSTANTS))
     leaf = Tree(STATISTIC, target, value=name)
     # A layer and its negative deserve the same mask, so the sign of a weight seldom says anything.
-    return Tree("abs", target, (leaf,)) if name == "weight" and rng.random() < 0.8 else leaf
+    return Tree("abs", target, (leaf,)) if name == "weight" and rng.random() < 0.9 else leaf
 
 
 def _constant(value: float) -> Tree:
@@ -302,7 +304,7 @@ def _constant(value: float) -> Tree:
 def random_tree(function: str, budget: int, rng: Random) -> Tree:
     """What a function may return, `budget` operators deep at most: not yet whether it makes sense."""
     if function == SCORE:
-        return _grown(function, Type.RC, budget, rng, roots="operators")
+        return _grown(function, Type.RC, budget, rng, roots="chains")
     tree = _grown(function, Type.L, rng.randrange(budget + 1), rng)
     scaled = rng.random() < 0.7  # `strength` is in units of what is returned
     return Tree(rng.choice(("minmax", "standardize", "rank")), Type.L, (tree,), over="all") if scaled else tree
@@ -493,6 +495,8 @@ def _edited(
     function = rng.choices(list(draft.trees), [2 if name == SCORE else 1 for name in draft.trees])[0]
     tree = draft.trees[function]
     path, old = rng.choice(_places(tree))
+    if edit is _regrown and not path:
+        return None  # nothing of the parent would be left
     if not (new := edit(old, function, rng)):
         return None
     shared = everywhere and old.arguments
@@ -540,9 +544,8 @@ def _wrapped(old: Tree, function: str, rng: Random) -> Tree | None:
     return _applied(production, old.type, tuple(arguments))
 
 
-def _regrown(old: Tree, function: str, rng: Random) -> Tree | None:
-    """Something new, unless it would be nearly all of the program."""
-    return _grown(function, old.type, rng.choice((1, 2)), rng) if old.type is not FUNCTIONS[function].result else None
+def _regrown(old: Tree, function: str, rng: Random) -> Tree:
+    return _grown(function, old.type, rng.choice((1, 2)), rng)
 
 
 def _part(old: Tree, function: str, rng: Random) -> Tree | None:
@@ -693,98 +696,6 @@ def _take_allocate(second: _Draft, draft: _Draft, rng: Random, space: Space) -> 
 
 # ---------------------------------------------------------------- what makes no sense
 
-_SIGNED = {"weight", "input_mean", "gram", "marginal_damage", "skewness", "l_skewness"}
-_SIGNED |= {"wanda_skewness", "wanda_l_skewness"}
-_NOT_NEGATIVE = {"abs", "square", "sqrt", "exp", "std", "norm", "softmax", "minmax", "rank", *COMPARISONS}
-_NOT_NEGATIVE_OF_SUCH = {
-    "add",
-    "multiply",
-    "divide",
-    "power",
-    "maximum",
-    "minimum",
-    "clip",
-    "where",
-    "log1p",
-    "tanh",
-} | {"sum", "mean", "min", "max", "median", "quantile", "cumulative_sum", "matmul", "diagonal"}
-_LOST_ON: Mapping[str, set[str]] = {
-    "abs": {"negate"},
-    "sign": {"sign"},
-    "square": {"abs", "negate", "sqrt"},
-    "sqrt": {"square"},
-    "negate": {"negate", "subtract"},
-    "minmax": {"minmax", "standardize"},
-    "standardize": {"minmax", "standardize"},
-    "rank": {"minmax", "standardize", "rank"},
-}
-"""Operators that do nothing, or nothing that one alone would not do, to the result of others (over the same axis)."""
-_LOST_ON_EQUALS = {"add", "subtract", "divide", "maximum", "minimum", "where", "clip", *COMPARISONS}
-_NEUTRAL = {"add": (0.0,), "subtract": (0.0,), "multiply": (0.0, 1.0), "divide": (0.0, 1.0), "power": (0.0, 1.0)}
-_CONDITIONS = COMPARISONS | {"minimum", "maximum", "multiply", "subtract"}
-_CHAINS = (("multiply", "divide"), ("add", "subtract"))
-
-
-def _flaws(tapes: Sequence[Tape], compare: str) -> Iterator[str]:
-    """The ways in which functions make no sense, what is quick to see first."""
-    for tape in tapes:
-        yield from _idle_steps(tape)
-    for tape in tapes:
-        yield from _score_flaws(tape, compare) if tape.function == SCORE else _allocate_flaws(tape)
-
-
-def _idle_steps(tape: Tape) -> Iterator[str]:
-    """Steps that could be left out, or be a constant, by what their arguments are."""
-    for index, node in tape.steps():
-        operands = [tape.nodes[argument] for argument in node.arguments]
-        if operands and (
-            (operands[0].operator in _LOST_ON.get(node.operator, ()) and node.over in (None, operands[0].over))
-            or (node.operator in ("abs", "sign") and node.arguments[0] in _not_negative(tape))
-            or (node.operator in _LOST_ON_EQUALS and len({*node.arguments}) < len(node.arguments))
-            or (node.operator == "where" and operands[0].operator not in _CONDITIONS)
-            or any(each.operator == CONSTANT and each.value in _NEUTRAL.get(node.operator, ()) for each in operands)
-            or _cancels(tape, index)
-        ):
-            yield f"{node.operator} makes no difference"
-
-
-def _not_negative(tape: Tape) -> set[int]:
-    """Steps whose values are never below 0, as far as it is easy to see."""
-    found: set[int] = set()
-    for index, node in tape.steps():
-        if node.operator == STATISTIC:
-            never = node.value not in _SIGNED
-        elif node.operator == CONSTANT:
-            never = isinstance(node.value, float) and node.value >= 0
-        else:
-            of_such = node.operator in _NOT_NEGATIVE_OF_SUCH and found.issuperset(node.arguments)
-            never = node.operator in _NOT_NEGATIVE or of_such
-        found |= {index} if never else set()
-    return found
-
-
-def _cancels(tape: Tape, index: int) -> bool:
-    """Whether a product or sum has something twice with opposite signs, or two constants."""
-    terms = _chain(tape, index)
-    constants = sum(tape.nodes[term].operator == CONSTANT for term, _ in terms)
-    return constants > 1 or any((term, -sign) in terms for term, sign in terms)
-
-
-def _chain(tape: Tape, index: int) -> set[tuple[int, int]]:
-    """The terms of a chain of products, or of sums, with +1 or -1; unfolded only so far."""
-    chain = next((pair for pair in _CHAINS if tape.nodes[index].operator in pair), None)
-    ends: set[tuple[int, int]] = set()
-    inner = [(index, 1)]
-    for term, sign in inner:  # which grows meanwhile
-        node = tape.nodes[term]
-        if chain and node.operator in chain and len(inner) < MAX_CHAIN:
-            first, second = node.arguments
-            inner += [(first, sign), (second, -sign if node.operator == chain[1] else sign)]
-        else:
-            ends.add((term, sign))
-    return ends
-
-
 _SHAPES = {Type.SCALAR: (1, 1), Type.R: (6, 1), Type.C: (1, 40), Type.RC: (6, 40), Type.CC: (40, 40), Type.L: (1, 9)}
 
 
@@ -795,7 +706,7 @@ def _made_up(function: str) -> Mapping[str, Tensor]:
 
     def drawn(kind: Type) -> Tensor:
         positive = torch.randn(_SHAPES[kind], generator=generator).exp()
-        return positive.T @ positive if kind is Type.CC else positive
+        return positive.T @ positive / len(positive) if kind is Type.CC else positive
 
     values = {name: drawn(row.type) for name, row in FUNCTIONS[function].statistics.items()}
     if function == SCORE:
@@ -804,7 +715,16 @@ def _made_up(function: str) -> Mapping[str, Tensor]:
     return MappingProxyType(values)
 
 
-def _score_flaws(tape: Tape, compare: str) -> Iterator[str]:
+def _flaws(tapes: Sequence[Tape], compare: str) -> Iterator[str]:
+    """The ways in which functions make no sense, those that are quick to see first."""
+    for tape in tapes:
+        yield from _score_flaws(tape) if tape.function == SCORE else _allocate_flaws(tape)
+    for tape in tapes:
+        if len(tape.nodes) <= MAX_STEPS:
+            yield from _idle_steps(tape, compare)
+
+
+def _score_flaws(tape: Tape) -> Iterator[str]:
     """A score tells the weights of a row apart, by the weights themselves, in the same way for a layer and its
     negative (which are equally hard to prune), and more often than not the larger one has the higher score."""
     layer = _made_up(SCORE)
@@ -820,20 +740,50 @@ def _score_flaws(tape: Tape, compare: str) -> Iterator[str]:
         yield "the sign of weights matters"
     if torch.equal(order_RC, _order(interpret(tape, {**layer, "weight": weight_RC.flip(1)}))):
         yield "weights do not matter"
-    for argument in tape.nodes[tape.result].arguments:
-        before = interpret(Tape(tape.nodes, argument, SCORE), layer)
-        if before.shape == score_RC.shape and torch.equal(_order(before, compare), _order(score_RC, compare)):
-            yield "its last step makes no difference"
-
-
-def _order(score_RC: Tensor, compare: str = "row") -> Tensor:
-    return (score_RC if compare == "row" else score_RC.reshape(1, -1)).argsort(dim=1, stable=True)
 
 
 def _allocate_flaws(tape: Tape) -> Iterator[str]:
-    """An allocation tells layers apart, and only differences count: all layers are shifted to meet the sparsity."""
+    """An allocation tells layers apart."""
     if len(interpret(tape, _made_up(ALLOCATE)).unique()) < 2:
         yield "all layers are alike"
-    root, types = tape.nodes[tape.result], infer_types(tape)
-    if root.operator in ("add", "subtract") and any(types[argument] is Type.SCALAR for argument in root.arguments):
-        yield "its last step makes no difference"
+
+
+def _idle_steps(tape: Tape, compare: str) -> Iterator[str]:
+    """Steps that could be left out: with a part of theirs instead, the same is pruned."""
+    layer, types = _made_up(tape.function), infer_types(tape)
+    leaves = {index: _leaf_value(node, layer) for index, node in tape.steps() if not node.arguments}
+    values = _passed_on(tape, {}, leaves)
+    effect = _effect(values[tape.result], tape.function, compare)
+    for index, node in tape.steps():
+        near = {part for argument in node.arguments for part in (argument, *tape.nodes[argument].arguments)}
+        for part in sorted(part for part in near if types[part] is types[index]):
+            result = _passed_on(tape, values, {index: values[part]})[tape.result]
+            if torch.allclose(_effect(result, tape.function, compare), effect, rtol=1e-4, atol=1e-6):
+                yield f"{node.operator} makes no difference"
+                break
+
+
+def _leaf_value(node: Node, layer: Mapping[str, Tensor]) -> Tensor:
+    return layer[node.value] if isinstance(node.value, str) else torch.tensor([[node.value]])
+
+
+def _passed_on(tape: Tape, values: Mapping[int, Tensor], changed: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The values of steps once some have changed, and with them those that depend on them."""
+    new = dict(changed)
+    for index, node in tape.steps():
+        if index not in new and not new.keys().isdisjoint(node.arguments):
+            arguments = (new[argument] if argument in new else values[argument] for argument in node.arguments)
+            new[index] = OPERATORS[node.operator](*arguments, over=node.over)
+    return {**values, **new}
+
+
+def _effect(result: Tensor, function: str, compare: str) -> Tensor:
+    """What of a result counts: the order of scores that compete; how allocations differ, since all layers are shifted
+    to meet the model's sparsity."""
+    if function == ALLOCATE:
+        return result - result.mean()
+    return _order(result if compare == "row" else result.reshape(1, -1)).float()
+
+
+def _order(score_RC: Tensor) -> Tensor:
+    return score_RC.argsort(dim=1, stable=True)

@@ -175,6 +175,8 @@ class Search:
         for number, answer in self._answers(graph, wrong, prompts, 1).items():
             step = next(step for step in wrong if step.number == number)
             first = step.detail
+            if answer.error:
+                continue  # the refusal stands
             self._read(step, answer)
             step.detail = f"{step.detail}; before its repair: {first}" if step.outcome else f"repaired: {first}"
         return steps

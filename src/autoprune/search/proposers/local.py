@@ -24,6 +24,8 @@ from autoprune.search.protocol import Answer, Request
 _LEAST_ROOM, _MOST_ROOM = 512, 2048
 """Tokens for a reply: a prompt that leaves fewer of the model's context is refused; no reply has had as many."""
 
+_FENCE = "```"
+
 _NO_TOKEN = 0
 """Stands where no token is needed: before short prompts and after finished replies. Nobody reads it."""
 
@@ -42,12 +44,14 @@ class Local:
         *,
         name: str,
         batch: int = 8,
-        temperature: float = 1.0,
+        temperature: float = 0.8,
+        program_temperature: float = 1.4,
         top_p: float = 0.95,
         max_field: int = 160,
     ):
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.batch, self.temperature, self.top_p = batch, temperature, top_p
+        self.batch, self.top_p = batch, top_p
+        self.temperature, self.program_temperature = temperature, program_temperature
         self._vocabulary = _vocabulary(model, tokenizer)
         self._matcher = _matcher(self._vocabulary, grammar(space, max_field=max_field))
         self._opening = self._matcher.compute_ff_tokens()
@@ -67,10 +71,9 @@ class Local:
         self._write(prompts, rows)
         seconds = (time.monotonic() - started) / len(requests)
         for request, prompt, row in zip(requests, prompts, rows, strict=True):
-            text = self._vocabulary.decode_str([*self._opening, *row.tokens])
             yield (
                 request,
-                Answer(text=text, model=self.name, seconds=seconds, tokens_in=len(prompt), tokens_out=len(row.tokens)),
+                Answer(text=row.text, model=self.name, seconds=seconds, tokens_in=len(prompt), tokens_out=len(row.tokens)),
             )
 
     def _tokens(self, prompt: str) -> list[int]:
@@ -121,11 +124,14 @@ class _Row:
     """A reply that is being written."""
 
     def __init__(self, local: Local, seed: int):
-        self.temperature, self.top_p = local.temperature, local.top_p
-        self.matcher = local._matcher.deep_copy()
+        self.local, self.matcher = local, local._matcher.deep_copy()
         self.generator = torch.Generator().manual_seed(seed)
         self.tokens: list[int] = []
         self._forced: list[int] = []
+
+    @property
+    def text(self) -> str:
+        return self.local._vocabulary.decode_str([*self.local._opening, *self.tokens])
 
     @property
     def finished(self) -> bool:
@@ -146,8 +152,9 @@ class _Row:
     def _drawn(self, logits_V: Tensor) -> int:
         allowed = np.unpackbits(np.frombuffer(self.matcher.compute_bitmask(), np.uint8), bitorder="little")
         tokens = torch.from_numpy(np.flatnonzero(allowed[: len(logits_V)]))
-        probability, order = (logits_V[tokens].double() / self.temperature).softmax(0).sort(descending=True)
-        probability[probability.cumsum(0) - probability >= self.top_p] = 0  # the first token always stays
+        temperature = self.local.program_temperature if _FENCE in self.text else self.local.temperature
+        probability, order = (logits_V[tokens].double() / temperature).softmax(0).sort(descending=True)
+        probability[probability.cumsum(0) - probability >= self.local.top_p] = 0  # the first token always stays
         return int(tokens[order[torch.multinomial(probability, 1, generator=self.generator)]])
 
 
