@@ -1,11 +1,16 @@
-"""Settings that all tests share: deterministic Hypothesis, one thread, a cache of their own."""
+"""What all tests share: deterministic Hypothesis, one thread, a cache of their own, the command line."""
 
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from autoprune.cli import main
+from command import Ran, Run
 
 settings.register_profile(
     "autoprune", derandomize=True, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
@@ -22,3 +27,21 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPRUNE_CACHE", str(root))
         yield root
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """`autoprune ARGUMENTS`, which has to end in SystemExit."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["autoprune", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return Ran(exit_.value.code, captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)

@@ -7,8 +7,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import tiny
 from autoprune import algorithms
-from autoprune.cli import main
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one error line."""
-        lines = self.err.splitlines()
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:], self.err
-        assert "Traceback" not in self.err
-        return lines[-1]
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """`autoprune ARGUMENTS`, which has to end in SystemExit."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["autoprune", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return Ran(exit_.value.code, captured.out, captured.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+from command import Ran, Run
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import tiny
 from autoprune import evaluate
-from autoprune.errors import AutopruneError
 from autoprune.bootstrap import bootstrap_interval
+from autoprune.errors import AutopruneError
 from autoprune.evaluate import evaluate_tokens, perplexity
 
 architectures = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

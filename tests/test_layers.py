@@ -93,13 +93,17 @@ def test_the_language_knows_nothing_but_errors(path: Path):
 @pytest.mark.parametrize(
     ("library", "files"),
     [
-        ("transformers", {"models.py", "generate.py", "cli.py"}),
+        ("transformers", {"models.py", "generate.py", "cli.py", "search/proposers/local.py"}),
         ("greenlet", {"stream.py"}),
         ("click", {"cli.py"}),
-        ("rich", {"cli.py", "terminal.py"}),
+        ("rich", {"cli.py", "terminal.py", "live.py"}),
         ("matplotlib", {"figures.py"}),
         ("datasets", {"data.py"}),
-        ("safetensors", {"models.py", "generate.py"}),
+        ("safetensors", {"models.py", "generate.py", "scoring/store.py"}),
+        ("sqlite3", {"search/archive.py"}),
+        ("openai", {"search/proposers/openai.py"}),
+        ("ray", {"search/executors/on_ray.py"}),
+        ("llguidance", {"search/proposers/local.py"}),
     ],
 )
 def test_foreign_libraries_are_known_to_few_files(library: str, files: set[str]):
@@ -125,3 +129,13 @@ def test_nothing_is_executed_as_python(path: Path):
     for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec", "compile", "__import__"}
+
+
+SEARCH = [path for path in MODULES if path.parent == Path("search")]
+
+
+@pytest.mark.parametrize("path", SEARCH, ids=str)
+def test_a_search_knows_neither_models_nor_pruning(path: Path):
+    """Proposers and executors do, in folders of their own."""
+    assert own(path) <= {"bootstrap", "errors", "files", "language"}
+    assert not {"torch", "transformers"} & {name.split(".")[0] for name in imported(path)}

@@ -133,6 +133,23 @@ def test_every_variant_is_of_its_space(name: str, maker: str):
     assert changed >= 2
 
 
+def test_what_takes_too_long_to_measure_is_not_inherited():
+    slow = read_program(f"{WANDA.canonical}\ndef allocate(sensitivity):\n    return -minmax(sensitivity)\n")
+    for make in MAKERS.values():
+        for seed in range(5):
+            assert_of(FREE, make(slow, BEST, Random(seed), FREE).text)
+            assert_of(FREE, make(BEST, slow, Random(seed), FREE).text)
+
+
+def test_no_function_grows_without_end():
+    long = score(
+        " + ".join(f"abs(weight) ** {power} * input_norm" for power in (0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5))
+    )
+    sizes = [len(tape(child).nodes) for child in children(long, 25, SPACES["score only"])]
+    sizes += [len(tape(read_program(crossed(long, RIA, Random(seed), FREE).text)).nodes) for seed in range(20)]
+    assert max(sizes) in (MAX_STEPS - 1, MAX_STEPS)
+
+
 def test_a_space_without_programs_is_refused():
     for text in ("refine=swaps,update=admm", "towards_dense=0.5,update=none", "refine=permute"):
         space = Space.of(text)
@@ -301,9 +318,7 @@ def test_a_shared_step_changes_at_one_place_or_at_all():
     found = [Counter(node.operator for node in tape(child).nodes) for child in children(RIA)]
     whole = [operators for operators in found if operators["divide"] == operators["sum"] == 2]
     assert any(not operators["abs"] for operators in whole)
-    assert any(
-        operators["abs"] and set(operators) > set(node.operator for node in tape(RIA).nodes) for operators in whole
-    )
+    assert any(operators["abs"] and set(operators) > {node.operator for node in tape(RIA).nodes} for operators in whole)
 
 
 def test_mutation_reaches_options_and_allocations():

@@ -22,8 +22,8 @@ from autoprune.language.space import ALLOCATE, Space
 from autoprune.language.statistics import FUNCTIONS
 from autoprune.language.types import Type
 
-DEPTH = {"score": 4, "allocate": 4}
-LOCAL_DEPTH = {"score": 2, "allocate": 3}
+_DEPTH = {"score": 4, "allocate": 4}
+_LOCAL_DEPTH = {"score": 2, "allocate": 3}
 """How deep an expression nests, by function: what is returned, and what the local variable is defined as. A name or a
 number has depth 0, an operator one more than its deepest operand, or two more where it has three of them.
 
@@ -37,10 +37,13 @@ one more name, but no mark is left in its expression: n + m <= 8 + 4 / 2, and 11
 in whatever order they run, which changes none of this. Steps are at most 31 + 7 and the parameters, far from MAX_NODES.
 """
 
-MAX_PARAMETERS = 6
+_MAX_PARAMETERS = 6
 """Statistics that one function names."""
 
-LOCAL = "t1"
+MAX_CHARACTERS = 2048
+"""No program is longer."""
+
+_LOCAL = "t1"
 
 _NUMBER = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?|1e-[1-9]"
 _EFFECT = r"-[0-9]\.[0-9]{1,3}"
@@ -58,9 +61,6 @@ _DECADES = {
     1000: "[1-9][0-9]00",
 }
 """Numbers of at most two digits that count, by the decade in which they are."""
-
-_ONLY_WITH = {"max_swaps": ("refine", "swaps"), "protect": ("refine", "swaps")}
-"""Options that do nothing without another."""
 
 
 def grammar(space: Space, *, max_field: int = 160) -> str:
@@ -87,44 +87,41 @@ def grammar(space: Space, *, max_field: int = 160) -> str:
 def _program(space: Space) -> list[str]:
     """Options, then the functions. Where an option of allocate is frozen at another value than its default, a program
     has to set it, and so to define allocate."""
-    methods = [line for method in space.methods if (line := _score_options(space, *method)) is not None]
+    methods = [method for method in space.methods if method[1] != "none" or not space.frozen.get("towards_dense")]
     if not methods:
-        raise AutopruneError("no program has all of that", where="--freeze", remedy="freeze less")
+        raise AutopruneError("no program can have all of that", where="--freeze", remedy="freeze less")
     programs = [r'score_options "\n"? score']
-    lines = [f"score_options: {_either(methods)}"]
+    lines = [f"score_options: {_either(_score_options(space, *method) for method in methods)}"]
     if space.allocates:
         options = [option for option in OPTIONS.values() if option.function == ALLOCATE]
         both = r'score_options allocate_options "\n"? score "\n\n" allocate'
-        programs = [both] if any(_must_be_set(space, option) for option in options) else [*programs, both]
-        lines.append(f"allocate_options: {' '.join(_setting(space, option) for option in options)}")
+        needed = any(space.frozen.get(option.name, option.default) != option.default for option in options)
+        programs = [both] if needed else [*programs, both]
+        lines.append(f"allocate_options: {_sequence(_setting(space, option) for option in options)}")
     numbers = [option for option in OPTIONS.values() if not option.choices and option.function in space.functions]
     lines += [f"{option.name.upper()}: /{_numbers(option)}/" for option in numbers]
     return [f"program: {_either(programs)}", *lines]
 
 
-def _score_options(space: Space, refine: str, update: str) -> str | None:
-    """The lines that set options of score for a pair of methods; None where the pair contradicts what is frozen."""
-    method, parts = {"refine": refine, "update": update}, []
+def _score_options(space: Space, refine: str, update: str) -> str:
+    """The lines that set options of score, for a pair of methods. What does nothing there is left out."""
+    method = {"refine": refine, "update": update}
+    idle = {"max_swaps": refine != "swaps", "protect": refine != "swaps", "towards_dense": update == "none"}
+    parts = []
     for option in OPTIONS.values():
-        with_name, with_value = _ONLY_WITH.get(option.name, ("", ""))
-        if option.function != "score":
-            continue
         if option.name in method:
             parts.append(_set_to(option, method[option.name]))
-        elif option.name == "towards_dense" and update == "none":
-            if _must_be_set(space, option):
-                return None
-        elif option.name in space.frozen or method.get(with_name) in (None, with_value):
+        elif option.function == "score" and (option.name in space.frozen or not idle.get(option.name)):
             parts.append(_setting(space, option))
+    return _sequence(parts)
+
+
+def _sequence(parts: Iterable[str]) -> str:
     return " ".join(filter(None, parts)) or '""'
 
 
-def _must_be_set(space: Space, option: Option) -> bool:
-    return space.frozen.get(option.name, option.default) != option.default
-
-
 def _setting(space: Space, option: Option) -> str:
-    """The line that sets an option, which may be left out unless it is frozen."""
+    """The line that sets an option, which a program may leave out unless it is frozen."""
     if option.name in space.frozen:
         return _set_to(option, space.frozen[option.name])
     if option.choices:
@@ -133,6 +130,7 @@ def _setting(space: Space, option: Option) -> str:
 
 
 def _set_to(option: Option, value: str | float) -> str:
+    """The line that sets an option to a value; none for the default."""
     return json.dumps(f"{option.name} = {json.dumps(value)}\n") if value != option.default else ""
 
 
@@ -224,22 +222,21 @@ class _FunctionRules:
     def __init__(self, function: str):
         self.function, self.result = function, FUNCTIONS[function].result
         self.bit: dict[str, int] = {}
-        self.local: dict[Type, int] = {}
-        self.known: dict[Type, str] = {}
-        """By type: the condition that a name of the type may be read. Its bits are next to each other."""
+        self.local: dict[Type, int] = {}  # the bit that the local variable has where it is of a type
+        self.known: dict[Type, str] = {}  # the condition that a name of a type may be read: any bit in a range
         size = 0
         for kind in TYPES[function]:
-            names = leaves(function, kind)
-            self.bit |= {name: size + position for position, name in enumerate(names)}
-            self.local[kind] = size + len(names)
-            self.known[kind] = f"ne([{size}:{size + len(names) + 1}], 0)"
-            size += len(names) + 1
+            start, names = size, leaves(function, kind)
+            self.bit |= {name: start + position for position, name in enumerate(names)}
+            self.local[kind] = start + len(names)
+            size = start + len(names) + 1
+            self.known[kind] = f"ne([{start}:{size}], 0)"
 
     def lines(self) -> Iterator[str]:
         yield from self._signature()
         yield from self._body()
         for kind in TYPES[self.function]:
-            for depth in range(DEPTH[self.function] + 1):
+            for depth in range(_DEPTH[self.function] + 1):
                 yield from self._expressions(kind, depth)
 
     def _signature(self) -> Iterator[str]:
@@ -248,7 +245,7 @@ class _FunctionRules:
         first, rest = [], []
         vital = leaves(self.function, self.result)
         for name, bit in self.bit.items():
-            most = MAX_PARAMETERS - (name not in vital)
+            most = _MAX_PARAMETERS - (name not in vital)
             first.append(f'"{name}" {self.function}_rest::set_bit({bit})')
             rest.append(
                 f'", {name}" {self.function}_rest::set_bit({bit}) %if and(bit_clear({bit}), bit_count_lt(_, {most}))'
@@ -259,11 +256,11 @@ class _FunctionRules:
         yield f"{self.function}_rest::_: {_either(rest)}"
 
     def _body(self) -> Iterator[str]:
-        result = self._name(self.result, DEPTH[self.function])
+        result = self._name(self.result, _DEPTH[self.function])
         bodies = [f'"return " {result}::_']
         for kind, bit in self.local.items():
-            depth = LOCAL_DEPTH[self.function]
-            local = rf'"{LOCAL} = " {self._name(kind, depth)}::_ "\n    return " {result}::set_bit({bit})'
+            depth = _LOCAL_DEPTH[self.function]
+            local = rf'"{_LOCAL} = " {self._name(kind, depth)}::_ "\n    return " {result}::set_bit({bit})'
             bodies.append(local + self._where([kind], depth))
         yield f"{self.function}_body::_: {_either(bodies)}"
 
@@ -283,7 +280,7 @@ class _FunctionRules:
             yield f"{name}_from{least}::_: {_either(operands)}"
 
     def _names(self, kind: Type) -> list[str]:
-        bits = {name: self.bit[name] for name in leaves(self.function, kind)} | {LOCAL: self.local[kind]}
+        bits = {name: self.bit[name] for name in leaves(self.function, kind)} | {_LOCAL: self.local[kind]}
         return [f'"{name}" %if bit_set({bit})' for name, bit in bits.items()]
 
     def _application(self, form: _Form, depth: int) -> str:

@@ -6,19 +6,19 @@ lines of operators, far ancestors, traits; the task, the parent and the form of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoprune.language.operators import OPERATORS as LANGUAGE_OPERATORS
-from autoprune.language.program import OPTIONS
+from autoprune.language.program import OPTIONS, Option
 from autoprune.language.space import Space
 from autoprune.language.statistics import FUNCTIONS
 from autoprune.search.archive import Edge
 from autoprune.search.graph import Graph
 from autoprune.search.protocol import OPERATORS
 
-CHARACTERS_PER_TOKEN = 3.0
-"""At least so many in English and in programs, whatever the tokenizer."""
+CHARACTERS_PER_TOKEN = 2.7
+"""About the fewest in English and in programs, by the tokenizers of common models."""
 
 GRAPH, PLAIN = "graph", "plain"
 
@@ -80,7 +80,7 @@ class Prompter:
             [prompt, "# Your reply\n" + shown, f"# It was refused\n{refusal}", "Mend it. " + _REPLY.splitlines()[0]]
         )
 
-    def _fitting(self, write) -> str:
+    def _fitting(self, write: Callable[[_Level], str]) -> str:
         text = ""
         for level in _LEVELS:
             text = write(level)
@@ -133,10 +133,17 @@ class Prompter:
             for option in OPTIONS.values():
                 if option.function == name and option.name not in self.space.frozen:
                     doc = f": {option.doc}" if level.docs else ""
-                    lines.append(f"- option {option.name} = {option.allowed}{doc}")
+                    lines.append(f"- option {option.name} = {self._allowed(option)}{doc}")
         lines += [f"- {name} is {value!r} and stays so" for name, value in self.space.frozen.items()]
         lines.append("Operators: " + ", ".join(row.signature for row in LANGUAGE_OPERATORS.values()))
         return ["# The language\n" + "\n".join(lines)]
+
+    def _allowed(self, option: Option) -> str:
+        """The values that an option may have in this search."""
+        for position, name in enumerate(("refine", "update")):
+            if option.name == name:
+                return ", ".join(dict.fromkeys(method[position] for method in self.space.methods))
+        return option.allowed
 
 
 _TASK = (
@@ -157,10 +164,12 @@ def _fenced(program: str) -> str:
 
 def _damage(graph: Graph, digest: str) -> str:
     rung = graph.rung(digest)
-    outcome = graph.outcome(digest, rung) if rung else None
-    if outcome is None or outcome.damage is None:
+    if rung is None:
         return "damage unknown"
-    return f"damage {outcome.damage:.3f} nats per token ({rung})"
+    real = rung == graph.rungs[-1]
+    return (
+        f"damage {graph.estimate(digest):.3f} nats per token" if real else f"damage about {graph.estimate(digest):.2f}"
+    )
 
 
 def _step(edge: Edge) -> str:

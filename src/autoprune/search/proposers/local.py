@@ -1,6 +1,6 @@
 """A language model in this process proposes. A grammar holds it to valid replies, so that a model of any size can.
 
-Legend: B rows (requests answered side by side), L tokens so far, V vocabulary.
+Legend: B rows (requests that are answered side by side), L tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,28 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from autoprune.errors import AutopruneError
-from autoprune.language.grammar import grammar
+from autoprune.language.grammar import MAX_CHARACTERS, grammar
 from autoprune.language.space import Space
 from autoprune.models import input_device, vocabulary_size
 from autoprune.search.protocol import Answer, Request
 
-_LEAST_ROOM, _MOST_ROOM = 512, 2048
-"""Tokens for a reply: a prompt that leaves fewer of the model's context is refused; no reply has had as many."""
+_LEAST_ROOM = 512
+"""Tokens of the model's context that a prompt has to leave for the reply; most take 50 to 200."""
+
+_ANY_TOKEN = 0
+"""Fills rows before short prompts and after finished replies; nothing reads it."""
 
 _FENCE = "```"
 
-_NO_TOKEN = 0
-"""Stands where no token is needed: before short prompts and after finished replies. Nobody reads it."""
-
 
 class Local:
-    """Answers requests in batches of `batch` rows. What is drawn for an answer depends on its request's seed only; but
-    the same rows beside others, with other padding, have logits that differ in rounding, which can turn a draw."""
+    """Answers requests with a language model of transformers, `batch` of them side by side.
+
+    Programs are drawn at another temperature than the prose before them: small models copy programs from the prompt
+    unless it is high, and the grammar keeps whatever comes valid. What is drawn for an answer depends on its request's
+    seed only. The logits it is drawn from differ by rounding errors with what else is in the batch, though, since that
+    decides about padding; the same batch gives the same answers.
+    """
 
     repairs = False
 
@@ -49,13 +55,14 @@ class Local:
         top_p: float = 0.95,
         max_field: int = 160,
     ):
-        self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.batch, self.top_p = batch, top_p
-        self.temperature, self.program_temperature = temperature, program_temperature
+        self.model, self.tokenizer, self.name, self.batch = model, tokenizer, name, batch
+        self._sampling = _Sampling(temperature=temperature, program_temperature=program_temperature, top_p=top_p)
         self._vocabulary = _vocabulary(model, tokenizer)
         self._matcher = _matcher(self._vocabulary, grammar(space, max_field=max_field))
-        self._opening = self._matcher.compute_ff_tokens()
+        self._opening = self._matcher.compute_ff_tokens()  # what every reply begins with need not be generated
         self._matcher.consume_tokens(self._opening)
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._most_tokens = MAX_CHARACTERS + 2 * max_field + 100  # a token is a character at least
 
     def propose(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         for first in range(0, len(requests), self.batch):
@@ -67,71 +74,85 @@ class Local:
     def _answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         started = time.monotonic()
         prompts = [self._tokens(request.prompt) for request in requests]
-        rows = [_Row(self, request.seed) for request in requests]
+        rows = [
+            _Row(self._matcher.deep_copy(), self._vocabulary, self._sampling, request.seed, list(self._opening))
+            for request in requests
+        ]
         self._write(prompts, rows)
         seconds = (time.monotonic() - started) / len(requests)
         for request, prompt, row in zip(requests, prompts, rows, strict=True):
+            written = len(row.tokens) - len(self._opening)
             yield (
                 request,
-                Answer(text=row.text, model=self.name, seconds=seconds, tokens_in=len(prompt), tokens_out=len(row.tokens)),
+                Answer(text=row.text, model=self.name, seconds=seconds, tokens_in=len(prompt), tokens_out=written),
             )
 
     def _tokens(self, prompt: str) -> list[int]:
-        """A prompt as the model wants it, and the words that every reply begins with."""
-        chats = bool(getattr(self.tokenizer, "chat_template", None))
-        if chats:
+        """A prompt as the model knows prompts, and the opening of the reply."""
+        if getattr(self.tokenizer, "chat_template", None):
             message = {"role": "user", "content": prompt}
-            prompt = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        tokens = [*self.tokenizer(prompt, add_special_tokens=not chats)["input_ids"], *self._opening]
-        context = self._context
-        if context is not None and len(tokens) + _LEAST_ROOM > context:
+            text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            tokens = self.tokenizer(f"{prompt}\n\n")["input_ids"]
+        if self._context is not None and len(tokens) + len(self._opening) + _LEAST_ROOM > self._context:
             raise AutopruneError(
-                f"a prompt of {len(tokens)} tokens leaves no room for a reply in the {context} of {self.name}",
-                remedy=f"use --prompt-tokens {max(context - _LEAST_ROOM, 0)} or fewer",
+                f"a prompt of {len(tokens)} tokens leaves too little of {self._context} for a reply",
+                where=self.name,
+                remedy=f"use a --prompt-tokens below {self._context - _LEAST_ROOM}, or a model with a longer context",
             )
-        return tokens
-
-    @property
-    def _context(self) -> int | None:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return [*tokens, *self._opening]
 
     def _write(self, prompts: Sequence[list[int]], rows: Sequence[_Row]) -> None:
-        longest = max(map(len, prompts))
-        padded_BL = torch.tensor([[_NO_TOKEN] * (longest - len(prompt)) + prompt for prompt in prompts])
+        """Writes all rows to their ends. The model is left as it was."""
+        device, longest = input_device(self.model), max(map(len, prompts))
+        padded_BL = torch.tensor([[_ANY_TOKEN] * (longest - len(prompt)) + prompt for prompt in prompts])
         present_BL = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        room = _MOST_ROOM if self._context is None else min(_MOST_ROOM, self._context - longest)
+        most = self._most_tokens if self._context is None else min(self._most_tokens, self._context - longest)
         # Rows draw their tokens themselves: the model's own generation settings must not shape the text.
-        config = GenerationConfig(do_sample=False, max_new_tokens=room, use_cache=True, pad_token_id=_NO_TOKEN)
-        own, was_training = self.model.generation_config, self.model.training
+        config = GenerationConfig(do_sample=False, max_new_tokens=most, use_cache=True, pad_token_id=_ANY_TOKEN)
+        own, training = self.model.generation_config, self.model.training
         self.model.generation_config = config
-        self.model.eval()
         try:
+            self.model.eval()
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.model.generate(
-                    padded_BL.to(input_device(self.model)),
-                    attention_mask=present_BL.to(input_device(self.model)),
+                    padded_BL.to(device),
+                    attention_mask=present_BL.to(device),
                     generation_config=config,
-                    logits_processor=LogitsProcessorList([_Draws(rows)]),
+                    logits_processor=LogitsProcessorList([_Draw(rows)]),
                     stopping_criteria=StoppingCriteriaList([_Finished(rows)]),
                 )
         finally:
             self.model.generation_config = own
-            self.model.train(was_training)
+            self.model.train(training)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sampling:
+    temperature: float
+    program_temperature: float
+    top_p: float
+
+
+@dataclass
 class _Row:
-    """A reply that is being written."""
+    """A reply that is being written; its matcher has seen `tokens`."""
 
-    def __init__(self, local: Local, seed: int):
-        self.local, self.matcher = local, local._matcher.deep_copy()
-        self.generator = torch.Generator().manual_seed(seed)
-        self.tokens: list[int] = []
-        self._forced: list[int] = []
+    matcher: Any
+    vocabulary: Any
+    sampling: _Sampling
+    seed: int
+    tokens: list[int]
+    _forced: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     @property
     def text(self) -> str:
-        return self.local._vocabulary.decode_str([*self.local._opening, *self.tokens])
+        return self.vocabulary.decode_str(self.tokens)
 
     @property
     def finished(self) -> bool:
@@ -139,10 +160,10 @@ class _Row:
         return self.matcher.is_stopped()
 
     def next(self, logits_V: Tensor) -> int:
-        """The next token: the one that the text goes on with anyway, or one drawn from those that the grammar allows."""
+        """Writes one more token, and returns it."""
         if self.finished:
-            return _NO_TOKEN
-        # Where only one text is possible, it is cut into tokens as the tokenizer would: models know it that way.
+            return _ANY_TOKEN
+        # Where only one text can follow, it is cut into tokens as the tokenizer would: that is how models know it.
         self._forced = self._forced or self.matcher.compute_ff_tokens()
         token = self._forced.pop(0) if self._forced else self._drawn(logits_V)
         self.matcher.consume_token(token)
@@ -150,47 +171,47 @@ class _Row:
         return token
 
     def _drawn(self, logits_V: Tensor) -> int:
-        allowed = np.unpackbits(np.frombuffer(self.matcher.compute_bitmask(), np.uint8), bitorder="little")
-        tokens = torch.from_numpy(np.flatnonzero(allowed[: len(logits_V)]))
-        temperature = self.local.program_temperature if _FENCE in self.text else self.local.temperature
-        probability, order = (logits_V[tokens].double() / temperature).softmax(0).sort(descending=True)
-        probability[probability.cumsum(0) - probability >= self.local.top_p] = 0  # the first token always stays
-        return int(tokens[order[torch.multinomial(probability, 1, generator=self.generator)]])
+        """A token that the grammar allows."""
+        bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
+        allowed = torch.from_numpy(np.flatnonzero(np.unpackbits(bits, bitorder="little")[: len(logits_V)]))
+        sampling = self.sampling
+        temperature = sampling.program_temperature if _FENCE in self.text else sampling.temperature
+        probability, order = (logits_V[allowed].double() / temperature).softmax(0).sort(descending=True)
+        probability[probability.cumsum(0) - probability >= sampling.top_p] = 0  # never the first
+        return int(allowed[order[torch.multinomial(probability, 1, generator=self._generator)]])
 
 
-class _Draws(LogitsProcessor):
-    """Leaves each row the one token that it draws."""
+class _Draw(LogitsProcessor):
+    """Leaves every row the one token that it draws."""
 
     def __init__(self, rows: Sequence[_Row]):
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits_BV = scores.cpu()
-        drawn = [row.next(logits_V) for row, logits_V in zip(self.rows, logits_BV, strict=True)]
+        logits_BV = scores.cpu()  # where the generators are, so that all devices draw alike
+        tokens = [row.next(logits_V) for row, logits_V in zip(self.rows, logits_BV, strict=True)]
         chosen_BV = torch.full_like(scores, -torch.inf)
-        return chosen_BV.scatter_(1, torch.tensor(drawn, device=scores.device)[:, None], 0.0)
+        return chosen_BV.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
 
 
 class _Finished(StoppingCriteria):
     def __init__(self, rows: Sequence[_Row]):
         self.rows = rows
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
         return torch.tensor([row.finished for row in self.rows], device=input_ids.device)
 
 
 def _vocabulary(model: Any, tokenizer: Any) -> Any:
-    """The tokens as llguidance wants them."""
+    """The tokenizer as llguidance wants it."""
     try:
         from llguidance.hf import from_tokenizer
     except ImportError:
-        raise AutopruneError("a local proposer needs llguidance", remedy="pip install autoprune[search]") from None
+        raise AutopruneError("a local model needs llguidance", remedy="pip install autoprune[search]") from None
     try:
         return from_tokenizer(tokenizer, n_vocab=max(len(tokenizer), vocabulary_size(model)))
     except ValueError as error:
-        raise AutopruneError(
-            f"llguidance cannot use the tokenizer ({error})", remedy="use another --proposer"
-        ) from None
+        raise AutopruneError(f"the tokenizer does not suit llguidance ({error})", remedy="use another model") from None
 
 
 def _matcher(vocabulary: Any, text: str) -> Any:

@@ -1,0 +1,187 @@
+"""The command `search` from end to end on tiny models: what it writes, going on, wrong input, what it must not keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from autoprune import algorithms
+from autoprune.search.archive import Archive
+from command import Run
+from fake_search import contents
+
+SIZES = ("--sequences", 6, "--length", 24)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("search") / "model")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(tiny.text(), "utf-8")
+    return path
+
+
+@pytest.fixture
+def command(checkpoint: Path, text: Path, tmp_path: Path) -> list[Any]:
+    """A small search in `tmp_path / "run"`, in this process."""
+    folder = ["--run", tmp_path / "run", "--calibration", f"file:{text}", *SIZES]
+    return [
+        "search",
+        checkpoint,
+        *folder,
+        "--sparsity",
+        0.5,
+        "--proposer",
+        "genetic",
+        "--evaluations",
+        8,
+        "--workers",
+        0,
+    ]
+
+
+def test_a_search_ends_with_a_program_that_prunes(run: Run, command: list[Any], checkpoint: Path, tmp_path: Path):
+    ran = run(*command)
+    assert ran.code == 0, ran.err
+    winner = tmp_path / "run" / "winner.prune"
+    program = algorithms.load(winner)
+    assert program.digest in winner.read_text("utf-8")
+    assert f"winner     {winner}" in ran.out
+    pruned = run("prune", checkpoint, "--out", tmp_path / "out", "--algorithm", winner, "--sparsity", 0.5, *SIZES)
+    assert pruned.code == 0, pruned.err
+    listed = run("algorithms", "--run", tmp_path / "run")
+    assert program.digest in listed.out
+    assert run("algorithms", program.digest[:8], "--run", tmp_path / "run").out == program.canonical
+    told = run("explain", tmp_path / "run", program.digest)
+    assert told.code == 0
+    assert "root " in told.out
+    assert program.digest in told.out
+
+
+def test_json_is_one_object(run: Run, command: list[Any]):
+    ran = run(*command, "--json")
+    record = json.loads(ran.out)
+    assert sum(record["account"]["proposals"].values()) == 8
+    assert {"wanda"} <= {row["against"] for row in record["account"]["rows"][0]["differences"]} | {"wanda"}
+    assert set(record["account"]["rows"][0]["damage"]) == {"probe", "quick", "full", "fresh"}
+
+
+def test_workers_change_nothing_and_a_search_that_is_done_is_told_again(run: Run, command: list[Any], tmp_path: Path):
+    first = run(*command)
+    whole = contents(Archive.open(tmp_path / "run" / "archive.sqlite"))
+    again = run(*command)
+    assert again.out.splitlines()[:-3] == first.out.splitlines()[:-3]  # but for the time
+    other = [tmp_path / "other" if part == tmp_path / "run" else part for part in command]
+    other[other.index("--workers") + 1] = 2
+    assert run(*other).code == 0
+    assert contents(Archive.open(tmp_path / "other" / "archive.sqlite")) == whole
+
+
+def test_other_settings_are_refused(run: Run, command: list[Any]):
+    assert run(*command).code == 0
+    changed = [0.6 if part == 0.5 else part for part in command]
+    ran = run(*changed)
+    assert ran.code == 2
+    assert "begun with target '0.5', not '0.6'" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--proposer": "gpt"}, "unknown proposer 'gpt'"),
+        ({"--proposer": "local:"}, "unknown proposer 'local:'"),
+        ({"--evaluations": -1}, "--evaluations cannot be -1"),
+        ({"--workers": -1}, "--workers cannot be -1"),
+        ({"--sparsity": 1.5}, "sparsity 1.5 is outside"),
+        ({"--freeze": "update"}, "'update' names no value"),
+        ({"--freeze": "udpate=none"}, "did you mean 'update'?"),
+        ({"--freeze": "update=magic"}, "update cannot be 'magic'"),
+        ({"--prompt": "long"}, "unknown prompt 'long'"),
+        ({"--calibration": "file:/nowhere.txt"}, "/nowhere.txt"),
+        ({"--sequences": 100_000}, "tokens"),
+    ],
+)
+def test_wrong_input_is_one_line(run: Run, command: list[Any], changes: dict[str, Any], message: str):
+    for name, value in changes.items():
+        if name in command:
+            command[command.index(name) + 1] = value
+        else:
+            command += [name, value]
+    ran = run(*command)
+    assert ran.code == 2
+    assert message in ran.error
+
+
+def test_no_search_is_one_line(run: Run, tmp_path: Path):
+    for arguments in (("algorithms", "--run", tmp_path), ("explain", tmp_path, "abc")):
+        ran = run(*arguments)
+        assert ran.code == 2
+        assert "there is no search here" in ran.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_be_written_is_one_line(run: Run, command: list[Any], tmp_path: Path):
+    (tmp_path / "run").write_text("a file")
+    ran = run(*command)
+    assert ran.code == 2
+    assert "cannot write" in ran.error
+
+
+def test_one_search_in_a_folder_at_a_time(run: Run, command: list[Any], tmp_path: Path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ran = run(*command)
+    assert ran.code == 2
+    assert "another search is at work in this folder" in ran.error
+
+
+def started(command: list[Any], **environment: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "autoprune", *map(str, command)]
+    return subprocess.Popen(
+        arguments, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_interrupted_it_says_how_to_go_on_and_leaves_no_process(command: list[Any], tmp_path: Path):
+    command[command.index("--workers") + 1], command[command.index("--evaluations") + 1] = 1, 100_000
+    with started(command) as search:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "run" / "logs").glob("*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        search.send_signal(signal.SIGINT)
+        _, err = search.communicate(timeout=60)
+    assert search.returncode == 130
+    assert "the same command goes on from here" in err
+    assert "Traceback" not in err
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+    assert left == ""
+    assert Archive.open(tmp_path / "run" / "archive.sqlite").is_sound()
+
+
+def test_the_key_is_in_no_file_of_the_run(
+    run: Run, command: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    key = "sk-verysecret0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    command[command.index("--workers") + 1] = 1
+    command[command.index("--proposer") + 1] = "openai:any"
+    ran = run(*command, "--base-url", "http://127.0.0.1:9/v1", "--timeout-s", 2)
+    assert ran.code == 2
+    assert key not in ran.err + ran.out
+    for file in (tmp_path / "run").rglob("*"):
+        assert file.is_dir() or key.encode() not in file.read_bytes()
