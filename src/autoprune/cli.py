@@ -501,13 +501,15 @@ def _check(file: str, language: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace the results of an earlier demo.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else there.")
 def _demo(out: Path, force: bool, as_json: bool) -> None:
-    """Prune SmolLM2-135M at 60 % with magnitude and Wanda, and compare. A few minutes, no network."""
+    """Prune SmolLM2-135M at 60 % with magnitude, with Wanda, and with an algorithm that it designs itself in a short
+    search, and compare. A few minutes, no network."""
     _quiet()
     from autoprune.demo import run_demo
+    from autoprune.live import LiveWatch
     from autoprune.terminal import TerminalProgress
 
     with TerminalProgress() as progress:
-        rows = run_demo(out, force=force, progress=progress)
+        rows = run_demo(out, force=force, progress=progress, watch=LiveWatch())
     if as_json:
         _print_json({"rows": [asdict(row) for row in rows]})
     else:

@@ -1,4 +1,5 @@
-"""The demonstration: SmolLM2-135M pruned two ways, measured, and saved, without network or text.
+"""The demonstration: SmolLM2-135M pruned two known ways and one of its own design, measured, and saved, without network
+or text.
 
 The model writes its own calibration text, and with another seed the text on which all are measured.
 """
@@ -9,16 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.api import prune
+from autoprune.discover import discover
 from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.files import check_output
 from autoprune.generate import Sampling, self_calibration
 from autoprune.models import DEMO, open_model
 from autoprune.progress import Progress
+from autoprune.search.loop import Watch
 
 ALGORITHMS = ("magnitude", "wanda")
 SPARSITY = 0.6
 CALIBRATION_SEQUENCES, HELD_OUT_SEQUENCES, LENGTH = 32, 16, 256
 SEED, HELD_OUT_SEED = 0, 1
+
+DISCOVERED, SEARCH = "discovered", "search"
+EVALUATIONS, SEARCH_SEQUENCES, SEARCH_LENGTH = 20, 16, 128
+FROZEN = "update=none,refine=none,allocate=uniform"  # as the two it is compared with, and so that it is done in minutes
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,10 @@ class DemoRow:
     folder: str = ""
 
 
-def run_demo(out: Path, *, force: bool, progress: Progress) -> list[DemoRow]:
-    """Prune the demo model at 60 % with each algorithm into `out`/NAME; the dense model is the first row."""
-    for name in ALGORITHMS:
+def run_demo(out: Path, *, force: bool, progress: Progress, watch: Watch) -> list[DemoRow]:
+    """Prune the demo model at 60 % with each algorithm, and with one that the model itself designs in a short search,
+    into `out`/NAME; the dense model is the first row."""
+    for name in (*ALGORITHMS, DISCOVERED):
         check_output(out / name, force=force)
     progress.stage("opening the demo model", 1)
     dense = open_model(DEMO)
@@ -45,12 +53,11 @@ def run_demo(out: Path, *, force: bool, progress: Progress) -> list[DemoRow]:
         progress.stage("measuring", len(held_out_BL))
         return evaluate_tokens(model, held_out_BL, against=dense.model, on_sequence=lambda: progress.advance(1))
 
-    rows = [DemoRow("dense", 0.0, measured(dense.model))]
-    for name in ALGORITHMS:
+    def pruned(name: str, algorithm: str | Path) -> DemoRow:
         folder = out / name
         report = prune(
             DEMO,
-            algorithm=name,
+            algorithm=algorithm,
             sparsity=SPARSITY,
             sequences=CALIBRATION_SEQUENCES,
             length=LENGTH,
@@ -60,5 +67,21 @@ def run_demo(out: Path, *, force: bool, progress: Progress) -> list[DemoRow]:
             progress=progress,
         )
         # what was written is what is measured
-        rows.append(DemoRow(name, report.sparsity, measured(open_model(folder).model), str(folder)))
+        return DemoRow(name, report.sparsity, measured(open_model(folder).model), str(folder))
+
+    rows = [DemoRow("dense", 0.0, measured(dense.model)), *(pruned(name, name) for name in ALGORITHMS)]
+    found = discover(
+        DEMO,
+        run=out / SEARCH,
+        evaluations=EVALUATIONS,
+        sparsity=SPARSITY,
+        sequences=SEARCH_SEQUENCES,
+        length=SEARCH_LENGTH,
+        seed=SEED,
+        freeze=FROZEN,
+        progress=progress,
+        watch=watch,
+    )
+    if found.winner:
+        rows.append(pruned(DISCOVERED, found.winner))
     return rows

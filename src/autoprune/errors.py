@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_LONGEST_REASON = 300  # characters
+
 
 class AutopruneError(ValueError):
     """Something the user can mend. `str()` is one line: ``where: what; remedy``."""
@@ -32,6 +34,8 @@ class ProgramError(AutopruneError):
     """A pruning program that cannot run: `place`, `reason` and `remedy`, also for a language model to read."""
 
     def __init__(self, reason: str, *, place: Place, remedy: str, file: str = ""):
+        if len(reason) > _LONGEST_REASON:  # it may quote a name of any length
+            reason = f"{reason[:_LONGEST_REASON]}…"
         super().__init__(reason, where=f"{file}, {place}" if file else str(place), remedy=remedy)
         self.place, self.reason = place, self.what
 

@@ -42,8 +42,8 @@ def loss_gradients(
     progress: Progress,
     micro_batch_tokens: int | None = None,
 ) -> dict[str, Gradient]:
-    """By name of the linear layer, those of the statistics `gradient` and `output_gradient` that are in `collects`; empty
-    where neither is.
+    """By name of the linear layer, those of the statistics `gradient` and `output_gradient` that are in `collects`;
+    empty where neither is.
 
     The loss of a sequence is the mean cross-entropy of its L - 1 next tokens. The model is left as it was.
     """

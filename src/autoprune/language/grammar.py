@@ -22,25 +22,28 @@ from autoprune.language.space import ALLOCATE, Space
 from autoprune.language.statistics import FUNCTIONS
 from autoprune.language.types import Type
 
-_DEPTH = {"score": 4, "allocate": 4}
+_DEPTH = {"score": 4, "allocate": 5}
 _LOCAL_DEPTH = {"score": 2, "allocate": 3}
-"""How deep an expression nests, by function: what is returned, and what the local variable is defined as. A name or a
-number has depth 0, an operator one more than its deepest operand, or two more where it has three of them.
+"""How deep an expression nests, by function: what is returned, and what the local variable is defined as. Names and
+numbers have depth 0.
 
-No more than MAX_LIVE matrices are ever alive. Take the moment before a step. A matrix that is alive is read by a step
-that is still to come; mark one place in the expressions where it is. No mark is inside another's expression, all of
-which has been computed. Count 1 for a marked operator and 1/2 for a marked name: an expression of depth d counts at
-most 2^(d - 1), by induction, as twice that of depth d - 1 or three times that of depth d - 2 does not exceed it. For
-operators and names of matrices in both expressions, n + m / 2 <= 2^3 + 2^1 = 10. The names are weight, gradient and
-gram, so n + m <= 10 + 3 / 2. With the step's own result that is 12. Once the local variable has been computed it is
-one more name, but no mark is left in its expression: n + m <= 8 + 4 / 2, and 11 with the result. Equal steps are one,
-in whatever order they run, which changes none of this. Steps are at most 31 + 7 and the parameters, far from MAX_NODES.
+So no more than MAX_LIVE matrices are ever alive. Take the moment before a step of a score. A matrix that is alive is
+read by a step still to come: mark one place in the two expressions where that reads it. No mark is within a marked
+expression, for all of that has been computed. Count 1 for a marked operator and 1/2 for a marked name. An expression
+of depth d counts 2^(d - 1) at most, by induction with _SHALLOWER: two operands count 2^(d - 2) each, three 2^(d - 2)
+and twice 2^(d - 3). So n operators and m names that are matrices have n + m / 2 <= 2^3 + 2^1, and as the names are
+weight, gradient and gram, n + m <= 10 + 3 / 2. With the step's own result that is 12. Once the local variable has been
+computed it is one more name, but its expression has no marks: n + m <= 8 + 4 / 2. Nothing of that depends on the order
+of the steps, or on equal ones being one. Steps are at most 31 + 7 and the parameters, far from MAX_NODES.
 """
+
+_SHALLOWER = {1: ((1,),), 2: ((1, 1),), 3: ((1, 2, 2), (2, 1, 2), (2, 2, 1))}
+"""By how much the operands of an operator are less deep than it is at least, by their number: any of these."""
 
 _MAX_PARAMETERS = 6
 """Statistics that one function names."""
 
-MAX_CHARACTERS = 2048
+MAX_CHARACTERS = 4096
 """No program is longer."""
 
 _LOCAL = "t1"
@@ -170,16 +173,16 @@ def _either(alternatives: Iterable[str]) -> str:
     return " | ".join(dict.fromkeys(alternatives))
 
 
+_Operand = tuple[Type | None, int]
+"""A type, or None for a number, and a depth."""
+
+
 @dataclass(frozen=True)
 class _Form:
-    """A production where a scalar argument may be a number (None) instead."""
+    """A production whose operands have depths, and where a number may stand for a scalar."""
 
     production: Production
-    arguments: tuple[Type | None, ...]
-
-    def below(self, depth: int) -> int:
-        """How deep the operands may be; below 0 there is no such expression."""
-        return depth - max(1, len(self.arguments) - 1)
+    operands: tuple[_Operand, ...]
 
 
 @cache
@@ -196,8 +199,15 @@ def _forms(function: str, kind: Type, depth: int) -> tuple[_Form, ...]:
         if lacks_matrix or (production.operator.symbol == "**" and production.arguments[1] is not Type.SCALAR):
             continue
         choices = [(argument, None) if argument is Type.SCALAR else (argument,) for argument in production.arguments]
-        found += [_Form(production, arguments) for arguments in product(*choices) if any(arguments)]
-    return tuple(form for form in found if form.below(depth) >= 0)
+        for shallower in _SHALLOWER[production.operator.arity]:
+            depths = [depth - less for less in shallower]
+            if min(depths) >= 0:
+                found += [
+                    _Form(production, tuple(zip(kinds, depths, strict=True)))
+                    for kinds in product(*choices)
+                    if any(kinds)
+                ]
+    return tuple(found)
 
 
 @cache
@@ -206,9 +216,9 @@ def _always(function: str, depth: int) -> frozenset[Type | None]:
     there always is."""
     found: set[Type | None] = {None, FUNCTIONS[function].result}
     for kind in TYPES[function]:
-        forms = _forms(function, kind, depth)
-        if any(_always(function, form.below(depth)).issuperset(form.arguments) for form in forms):
-            found.add(kind)
+        for form in _forms(function, kind, depth):
+            if all(operand in _always(function, below) for operand, below in form.operands):
+                found.add(kind)
     return frozenset(found)
 
 
@@ -261,14 +271,14 @@ class _FunctionRules:
         for kind, bit in self.local.items():
             depth = _LOCAL_DEPTH[self.function]
             local = rf'"{_LOCAL} = " {self._name(kind, depth)}::_ "\n    return " {result}::set_bit({bit})'
-            bodies.append(local + self._where([kind], depth))
+            bodies.append(local + self._where([(kind, depth)]))
         yield f"{self.function}_body::_: {_either(bodies)}"
 
     def _expressions(self, kind: Type, depth: int) -> Iterator[str]:
         name = self._name(kind, depth)
         by_binding: dict[int, list[str]] = {_ATOM: self._names(kind)}
         for form in _forms(self.function, kind, depth):
-            by_binding.setdefault(_binding(form.production.operator), []).append(self._application(form, depth))
+            by_binding.setdefault(_binding(form.production.operator), []).append(self._application(form))
         for binding, alternatives in by_binding.items():
             yield f"{name}_is{binding}::_: {_either(alternatives)}"
         yield f"{name}::_: {_either(f'{name}_is{binding}::_' for binding in by_binding)}"
@@ -276,40 +286,38 @@ class _FunctionRules:
         for least in range(2, _ATOM + 1):
             operands = [f"{name}_is{binding}::_" for binding in by_binding if binding >= least]
             if loose:  # what is in parentheses may be bound tightly enough without: models like to write it so
-                operands.append(f'"(" ({_either(loose)}) ")"' + self._where([kind], depth - 1))
+                operands.append(f'"(" ({_either(loose)}) ")"' + self._where([(kind, depth - 1)]))
             yield f"{name}_from{least}::_: {_either(operands)}"
 
     def _names(self, kind: Type) -> list[str]:
         bits = {name: self.bit[name] for name in leaves(self.function, kind)} | {_LOCAL: self.local[kind]}
         return [f'"{name}" %if bit_set({bit})' for name, bit in bits.items()]
 
-    def _application(self, form: _Form, depth: int) -> str:
-        operator, over, below = form.production.operator, form.production.over, form.below(depth)
+    def _application(self, form: _Form) -> str:
+        operator, over = form.production.operator, form.production.over
         terminal, binding = _terminal(operator), _binding(operator)
         if not operator.symbol:
-            operands = ' ", " '.join(self._operand(kind, below) for kind in form.arguments)
+            operands = ' ", " '.join(self._operand(operand) for operand in form.operands)
             end = f', over="{over}")' if over not in (None, "all") else ")"
             text = f"{terminal} {operands} {json.dumps(end)}"
         elif operator.arity == 1:
-            text = f"{terminal} {self._operand(form.arguments[0], below, _POWER)}"
+            text = f"{terminal} {self._operand(form.operands[0], _POWER)}"
         else:
             # As in Python: ** binds its right side first, all others their left, and comparisons do not chain.
-            least = (_ATOM, _NEGATION) if binding == _POWER else (max(binding, 2), binding + 1)
-            left, right = (
-                self._operand(*operand) for operand in zip(form.arguments, (below, below), least, strict=True)
-            )
-            text = f"{left} {terminal} {right}"
-        return text + self._where(form.arguments, below)
+            left, right = (_ATOM, _NEGATION) if binding == _POWER else (max(binding, 2), binding + 1)
+            text = f"{self._operand(form.operands[0], left)} {terminal} {self._operand(form.operands[1], right)}"
+        return text + self._where(form.operands)
 
-    def _operand(self, kind: Type | None, depth: int, least: int = 0) -> str:
+    def _operand(self, operand: _Operand, least: int = 0) -> str:
         """What stands for an operand that has to bind so tightly at least."""
+        kind, depth = operand
         if kind is None:
             return "SIGNED" if least <= _NEGATION else "NUMBER"
         return f"{self._name(kind, depth)}_from{least}::_" if least else f"{self._name(kind, depth)}::_"
 
-    def _where(self, kinds: Iterable[Type | None], depth: int) -> str:
-        """The condition that there are expressions of some types up to a depth, so that nothing begun has no end."""
-        lacking = [kind for kind in dict.fromkeys(kinds) if kind not in _always(self.function, depth)]
+    def _where(self, operands: Iterable[_Operand]) -> str:
+        """The condition that operands are to be had, so that nothing begun has no end."""
+        lacking = dict.fromkeys(kind for kind, depth in operands if kind not in _always(self.function, depth))
         conditions = [self.known[kind] for kind in lacking if kind]
         if not conditions:
             return ""

@@ -399,7 +399,7 @@ def _settled(draft: _Draft, space: Space) -> _Draft:
     frozen = {name: value for name, value in space.frozen.items() if OPTIONS[name].function in draft.trees}
     given = draft.options["refine"], draft.options["update"]
     refine, update = min(_methods(space), key=lambda pair: (pair[0] != given[0]) + (pair[1] != given[1]))
-    draft = draft.with_options({**frozen, "refine": refine, "update": update})
+    draft = draft.with_options({"refine": refine, "update": update})
     silent = {name: option.default for name, option in OPTIONS.items() if not _says(name, draft, space)}
     return draft.with_options({**silent, **frozen})
 
@@ -495,8 +495,6 @@ def _edited(
     function = rng.choices(list(draft.trees), [2 if name == SCORE else 1 for name in draft.trees])[0]
     tree = draft.trees[function]
     path, old = rng.choice(_places(tree))
-    if edit is _regrown and not path:
-        return None  # nothing of the parent would be left
     if not (new := edit(old, function, rng)):
         return None
     shared = everywhere and old.arguments
@@ -612,10 +610,9 @@ def _change_allocate(draft: _Draft, rng: Random, space: Space) -> _Changed | Non
         return _dropped(draft)
     if ALLOCATE in draft.trees or not space.allocates:
         return None
-    tree, strength = random_tree(ALLOCATE, 1, rng), rng.choice(NUMBERS["strength"])
-    strength = space.frozen.get("strength", strength)
-    draft = draft.with_tree(ALLOCATE, tree).with_options({"strength": strength})
-    return draft, f"added allocate, {_shown(tree, ALLOCATE)}, with strength {_value(strength)}"
+    tree = random_tree(ALLOCATE, 1, rng)
+    draft = draft.with_tree(ALLOCATE, tree).with_options({"strength": rng.choice(NUMBERS["strength"])})
+    return draft, f"added allocate, {_shown(tree, ALLOCATE)}"
 
 
 def _may_drop(draft: _Draft, space: Space) -> bool:

@@ -6,10 +6,10 @@ that come back are stripped of it. Keys of less than eight characters are placeh
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
+import sys
 import time
 import warnings
 from collections import deque
@@ -81,7 +81,7 @@ class OpenAI:
         self._names = ("max_tokens", "seed") if temperature is None else ("max_tokens", "seed", "temperature")
         self._reached = self._succeeded = False
         # A broken reply raises errors of the HTTP library under the client: httpx2, and before openai 3 httpx.
-        self._http: Any = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
+        self._http: Any = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]]
         self._client = openai.OpenAI(
             api_key=self._key or "none",
             base_url=base_url,
