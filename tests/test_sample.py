@@ -111,7 +111,7 @@ def assert_of(space: Space, text: str) -> Program:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_random_program_is_of_its_space(name: str):
-    for seed in range(15):
+    for seed in range(10):
         program = assert_of(SPACES[name], random_program(Random(seed), SPACES[name]))
         assert all(len(tape.nodes) <= MAX_STEPS for tape in program.functions)
 
@@ -145,8 +145,8 @@ def test_no_function_grows_without_end():
     long = score(
         " + ".join(f"abs(weight) ** {power} * input_norm" for power in (0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5))
     )
-    sizes = [len(tape(child).nodes) for child in children(long, 25, SPACES["score only"])]
-    sizes += [len(tape(read_program(crossed(long, RIA, Random(seed), FREE).text)).nodes) for seed in range(20)]
+    sizes = [len(tape(child).nodes) for child in children(long, 12, SPACES["score only"])]
+    sizes += [len(tape(read_program(crossed(long, RIA, Random(seed), FREE).text)).nodes) for seed in range(10)]
     assert max(sizes) in (MAX_STEPS - 1, MAX_STEPS)
 
 
@@ -164,12 +164,12 @@ WANDA, RIA, BEST = LIBRARY["wanda"], LIBRARY["ria"], LIBRARY["best"]
 @pytest.mark.parametrize("step", ["t + sqrt(t)", "sqrt(t * 3)"])
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_long_program_that_shares_much_has_variants(step: str, maker: str):
-    lines = "".join(f"    t = {step}\n" for _ in range(45))
+    lines = "".join(f"    t = {step}\n" for _ in range(40))
     program = read_program(f"def score(weight):\n    t = abs(weight)\n{lines}    return t\n")
     started = time.monotonic()
     assert_of(FREE, MAKERS[maker](program, WANDA, Random(1), FREE).text)
     assert_of(FREE, MAKERS[maker](WANDA, program, Random(1), FREE).text)
-    assert time.monotonic() - started < 20  # unfolded it would be 2^45 steps
+    assert time.monotonic() - started < 20  # unfolded it would be 2^40 steps
 
 
 def test_trees_and_tapes_are_inverse():
@@ -215,7 +215,7 @@ def test_random_programs_use_all_of_the_header(drawn: list[Program]):
 def test_every_operator_and_statistic_is_drawn_and_cheap_statistics_more_often():
     rng = Random(0)
     for function, budget in (("score", 3), ("allocate", 2)):
-        tapes = [tape_of(random_tree(function, budget, rng), function) for _ in range(2000)]
+        tapes = [tape_of(random_tree(function, budget, rng), function) for _ in range(1500)]
         used = Counter(name for tape in tapes for name in tape.statistics)
         assert set(used) == {name for name, row in FUNCTIONS[function].statistics.items() if row.searched}
         if function == "score":
@@ -335,7 +335,7 @@ def test_mutation_reaches_options_and_allocations():
 def test_what_is_frozen_or_says_nothing_is_not_mutated():
     space = Space.of("update=admm", pattern=True)
     start = read_program(mutated(BEST, Random(0), space).text)
-    for child in children(start, 40, space):
+    for child in children(start, 20, space):
         assert child.options["update"] == "admm"
         assert child.options["compare"] == "row"  # groups are what competes
         assert (child.options["max_swaps"], child.options["protect"]) == (30.0, 0.0)
@@ -369,7 +369,7 @@ def test_the_change_is_said_in_words():
 @pytest.mark.parametrize("name", ["ria", "best", "gblm", "wanda"])
 def test_a_simplified_program_is_shorter_or_nearer_to_the_defaults(name: str):
     parent = LIBRARY[name]
-    for seed in range(15):
+    for seed in range(12):
         variant = simplified(parent, Random(seed), FREE)
         child = read_program(variant.text)
         assert variant.change
@@ -419,7 +419,7 @@ def ideas(before: Program, after: Program) -> set[str]:
 
 def test_a_graft_is_one_idea_of_the_other_program():
     found: Counter[str] = Counter()
-    for seed in range(40):
+    for seed in range(30):
         child = read_program(grafted(WANDA, BEST, Random(seed), FREE).text)
         (idea,) = ideas(WANDA, child)
         found[idea] += 1
@@ -428,7 +428,7 @@ def test_a_graft_is_one_idea_of_the_other_program():
         else:
             assert idea not in ideas(child, BEST)
     assert set(found) == {"score", "allocate", "compare", "method"}
-    assert found["score"] > 10
+    assert found["score"] > 8
 
 
 def test_where_the_other_has_nothing_new_a_part_is_taken():
@@ -495,12 +495,12 @@ def test_operators_of_requests_do_what_they_say():
 
 
 def test_an_answer_depends_on_its_request_only():
-    requests = [request(operator, seed=seed) for seed in range(3) for operator in REQUESTS]
+    requests = [request(operator, seed=seed) for seed in range(2) for operator in REQUESTS]
     for make in (genetic.Genetic, genetic.Random):
         together = [answer.text for answer in answers(make(FREE), *requests)]
         alone = [answers(make(FREE), each)[0].text for each in reversed(requests)]
         assert together == alone[::-1]
-        assert len(set(together)) > 2
+        assert len(set(together)) >= 2
 
 
 def test_with_too_few_parents_or_nothing_to_simplify_genetic_mutates():

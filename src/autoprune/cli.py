@@ -418,7 +418,7 @@ def _print_account(told: Account) -> None:
     for row in [*told.rows, *(row for row in told.baselines if row.digest not in names)]:
         damage = "".join(f"{row.damage[rung]:9.4f}" if rung in row.damage else f"{'-':>9}" for rung in rungs)
         compared = "; ".join(f"{d.against} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in row.differences)
-        print(f"{row.digest:<17}{damage}  {compared}")
+        print(f"{row.digest:<17}{row.origin:<20}{damage}  {compared}")
     print("proposals  " + ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items()))
     shown = [
         f"{name} {value:.2f} (n={count})" for name, (value, count) in told.correlations.items() if value is not None

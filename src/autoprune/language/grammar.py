@@ -8,7 +8,7 @@ names that may be read, one bit a name, to which each parameter of a function an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import product
@@ -16,7 +16,7 @@ from itertools import product
 from autoprune.errors import AutopruneError
 from autoprune.language.canonical import _ATOM, _NEGATION, _POWER, _PRECEDENCE
 from autoprune.language.operators import OPERATORS, Operator
-from autoprune.language.productions import TYPES, Production, leaves, productions
+from autoprune.language.productions import TYPES, leaves, productions
 from autoprune.language.program import OPTIONS, Option
 from autoprune.language.space import ALLOCATE, Space
 from autoprune.language.statistics import FUNCTIONS
@@ -173,64 +173,86 @@ def _either(alternatives: Iterable[str]) -> str:
     return " | ".join(dict.fromkeys(alternatives))
 
 
-_Operand = tuple[Type | None, int]
-"""A type, or None for a number, and a depth."""
+_Kind = Type | None
+"""Of an operand; None is a number."""
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A production whose operands have depths, and where a number may stand for a scalar."""
+    """An application of an operator, or of another of its terminal, to operands each of any of some kinds."""
 
-    production: Production
-    operands: tuple[_Operand, ...]
+    operator: Operator
+    over: str | None
+    operands: tuple[frozenset[_Kind], ...]
 
 
 @cache
-def _forms(function: str, kind: Type, depth: int) -> tuple[_Form, ...]:
-    """All that the grammar has up to a depth. What it leaves out is what small models ramble into:
+def _forms(function: str, kind: Type) -> tuple[_Form, ...]:
+    """All that make a value of a type. What is left out is what small models ramble into:
 
     A matrix is made of a matrix, never of a row and a column alone: so a score depends on weights or gradients.
     An operator of numbers alone is a number; one may as well write it.
     An exponent is a scalar: else a formula that lacks a matrix has one tacked on there, as in 2 ** weight.
     """
-    found = []
+    rows: dict[tuple[str, str | None], tuple[Operator, set[tuple[_Kind, ...]]]] = {}
     for production in productions(function, kind):
-        lacks_matrix = kind is Type.RC and Type.RC not in production.arguments
-        if lacks_matrix or (production.operator.symbol == "**" and production.arguments[1] is not Type.SCALAR):
+        operator, arguments = production.operator, production.arguments
+        lacks_matrix = kind is Type.RC and Type.RC not in arguments
+        if lacks_matrix or (operator.symbol == "**" and arguments[1] is not Type.SCALAR):
             continue
-        choices = [(argument, None) if argument is Type.SCALAR else (argument,) for argument in production.arguments]
-        for shallower in _SHALLOWER[production.operator.arity]:
-            depths = [depth - less for less in shallower]
-            if min(depths) >= 0:
-                found += [
-                    _Form(production, tuple(zip(kinds, depths, strict=True)))
-                    for kinds in product(*choices)
-                    if any(kinds)
-                ]
-    return tuple(found)
+        choices = [(argument, None) if argument is Type.SCALAR else (argument,) for argument in arguments]
+        _, found = rows.setdefault((_terminal(operator), production.over), (operator, set()))
+        found.update(kinds for kinds in product(*choices) if any(kinds))
+    return tuple(
+        _Form(operator, over, operands)
+        for (_, over), (operator, found) in rows.items()
+        for operands in _factored(sorted(found, key=str))
+    )
+
+
+def _factored(rows: Sequence[tuple[_Kind, ...]]) -> list[tuple[frozenset[_Kind], ...]]:
+    """Disjoint products of sets whose union the rows (sorted) are: few, as parsing takes time and memory for each."""
+    if not rows[0]:
+        return [()]
+    tails: dict[_Kind, list[tuple[_Kind, ...]]] = {}
+    for head, *tail in rows:
+        tails.setdefault(head, []).append(tuple(tail))
+    heads: dict[tuple[tuple[_Kind, ...], ...], list[_Kind]] = {}
+    for head, rest in tails.items():
+        heads.setdefault(tuple(rest), []).append(head)
+    return [(frozenset(head), *others) for rest, head in heads.items() for others in _factored(rest)]
+
+
+def _depths(operator: Operator, depth: int) -> Iterator[tuple[int, ...]]:
+    """How deep the operands of an operator may be in an expression up to a depth."""
+    for shallower in _SHALLOWER[operator.arity]:
+        if depth >= max(shallower):
+            yield tuple(depth - less for less in shallower)
 
 
 @cache
-def _always(function: str, depth: int) -> frozenset[Type | None]:
-    """Types that have an expression up to a depth whatever a function's parameters are: one of the type of its result
+def _always(function: str, depth: int) -> frozenset[_Kind]:
+    """Kinds that have an expression up to a depth whatever a function's parameters are: one of the type of its result
     there always is."""
-    found: set[Type | None] = {None, FUNCTIONS[function].result}
+    found: set[_Kind] = {None, FUNCTIONS[function].result}
     for kind in TYPES[function]:
-        for form in _forms(function, kind, depth):
-            if all(operand in _always(function, below) for operand, below in form.operands):
-                found.add(kind)
+        for form in _forms(function, kind):
+            for depths in _depths(form.operator, depth):
+                if all(kinds & _always(function, below) for kinds, below in zip(form.operands, depths, strict=True)):
+                    found.add(kind)
     return frozenset(found)
 
 
 class _FunctionRules:
-    """The rules of one function.
+    """The rules of one function, by name.
 
-    Names of rules: `score_rc_3` are the expressions of a type up to a depth; with `_is4` those that bind just so
-    tightly, with `_from4` those that can be an operand where a looser one is put in parentheses.
+    `score_rc_3_from4` are the expressions of a type up to a depth that can be an operand where what binds less tightly
+    would need parentheses; with `_is4`, those that bind just so tightly.
     """
 
     def __init__(self, function: str):
         self.function, self.result = function, FUNCTIONS[function].result
+        self.rules: dict[str, str] = {}
         self.bit: dict[str, int] = {}
         self.local: dict[Type, int] = {}  # the bit that the local variable has where it is of a type
         self.known: dict[Type, str] = {}  # the condition that a name of a type may be read: any bit in a range
@@ -241,15 +263,18 @@ class _FunctionRules:
             self.local[kind] = start + len(names)
             size = start + len(names) + 1
             self.known[kind] = f"ne([{start}:{size}], 0)"
+        self._signature()
+        self._body()
+        for kind in TYPES[function]:
+            self._names(kind)
+            for depth in range(1, _DEPTH[function] + 1):
+                self._expressions(kind, depth)
 
-    def lines(self) -> Iterator[str]:
-        yield from self._signature()
-        yield from self._body()
-        for kind in TYPES[self.function]:
-            for depth in range(_DEPTH[self.function] + 1):
-                yield from self._expressions(kind, depth)
+    def lines(self) -> list[str]:
+        head = f'{self.function}: "def {self.function}(" {self.function}_first::0'
+        return [head, *(f"{name}::_: {text}" for name, text in self.rules.items())]
 
-    def _signature(self) -> Iterator[str]:
+    def _signature(self) -> None:
         """Parameters in any order, each once; one at least has the type of the result, for which there is always
         room."""
         first, rest = [], []
@@ -261,67 +286,80 @@ class _FunctionRules:
                 f'", {name}" {self.function}_rest::set_bit({bit}) %if and(bit_clear({bit}), bit_count_lt(_, {most}))'
             )
         rest.append(rf'"):\n    " {self.function}_body::_ %if {self.known[self.result]}')
-        yield f'{self.function}: "def {self.function}(" {self.function}_first::0'
-        yield f"{self.function}_first::_: {_either(first)}"
-        yield f"{self.function}_rest::_: {_either(rest)}"
+        self.rules[f"{self.function}_first"] = _either(first)
+        self.rules[f"{self.function}_rest"] = _either(rest)
 
-    def _body(self) -> Iterator[str]:
-        result = self._name(self.result, _DEPTH[self.function])
+    def _body(self) -> None:
+        result = self._name(self.result, _DEPTH[self.function], 1)
         bodies = [f'"return " {result}::_']
         for kind, bit in self.local.items():
             depth = _LOCAL_DEPTH[self.function]
-            local = rf'"{_LOCAL} = " {self._name(kind, depth)}::_ "\n    return " {result}::set_bit({bit})'
-            bodies.append(local + self._where([(kind, depth)]))
-        yield f"{self.function}_body::_: {_either(bodies)}"
+            local = rf'"{_LOCAL} = " {self._name(kind, depth, 1)}::_ "\n    return " {result}::set_bit({bit})'
+            bodies.append(local + self._where([{kind}], [depth]))
+        self.rules[f"{self.function}_body"] = _either(bodies)
 
-    def _expressions(self, kind: Type, depth: int) -> Iterator[str]:
-        name = self._name(kind, depth)
-        by_binding: dict[int, list[str]] = {_ATOM: self._names(kind)}
-        for form in _forms(self.function, kind, depth):
-            by_binding.setdefault(_binding(form.production.operator), []).append(self._application(form))
-        for binding, alternatives in by_binding.items():
-            yield f"{name}_is{binding}::_: {_either(alternatives)}"
-        yield f"{name}::_: {_either(f'{name}_is{binding}::_' for binding in by_binding)}"
-        loose = [f"{name}_is{binding}::_" for binding in by_binding if binding < _ATOM]
-        for least in range(2, _ATOM + 1):
-            operands = [f"{name}_is{binding}::_" for binding in by_binding if binding >= least]
-            if loose:  # what is in parentheses may be bound tightly enough without: models like to write it so
-                operands.append(f'"(" ({_either(loose)}) ")"' + self._where([(kind, depth - 1)]))
-            yield f"{name}_from{least}::_: {_either(operands)}"
-
-    def _names(self, kind: Type) -> list[str]:
+    def _names(self, kind: Type) -> None:
         bits = {name: self.bit[name] for name in leaves(self.function, kind)} | {_LOCAL: self.local[kind]}
-        return [f'"{name}" %if bit_set({bit})' for name, bit in bits.items()]
+        self.rules[self._name(kind, 0)] = _either(f'"{name}" %if bit_set({bit})' for name, bit in bits.items())
 
-    def _application(self, form: _Form) -> str:
-        operator, over = form.production.operator, form.production.over
-        terminal, binding = _terminal(operator), _binding(operator)
+    def _expressions(self, kind: Type, depth: int) -> None:
+        by_binding: dict[int, list[str]] = {_ATOM: [f"{self._name(kind, 0)}::_"]}
+        for form in _forms(self.function, kind):
+            alternatives = by_binding.setdefault(_binding(form.operator), [])
+            alternatives += [self._application(form, depths) for depths in _depths(form.operator, depth)]
+        name = self._name(kind, depth)
+        loose = {f"{name}_is{binding}": binding for binding in by_binding if binding < _ATOM}
+        for rule, binding in loose.items():
+            self.rules[rule] = _either(by_binding[binding])
+        for least in range(1, _ATOM):
+            exact = [f"{rule}::_" for rule, binding in loose.items() if binding == least]
+            self.rules[f"{name}_from{least}"] = _either([*exact, f"{name}_from{least + 1}::_"])
+        # Parentheses are also around what needs none, as models like to write them, but never around parentheses.
+        inner = " | ".join(f"{rule}::_" for rule in loose)
+        in_parentheses = f'"(" ({inner}) ")"' + self._where([{kind}], [depth - 1])
+        self.rules[f"{name}_from{_ATOM}"] = _either([*by_binding[_ATOM], in_parentheses])
+
+    def _application(self, form: _Form, depths: tuple[int, ...]) -> str:
+        operator, binding = form.operator, _binding(form.operator)
         if not operator.symbol:
-            operands = ' ", " '.join(self._operand(operand) for operand in form.operands)
-            end = f', over="{over}")' if over not in (None, "all") else ")"
-            text = f"{terminal} {operands} {json.dumps(end)}"
+            least = (1,) * operator.arity
         elif operator.arity == 1:
-            text = f"{terminal} {self._operand(form.operands[0], _POWER)}"
+            least = (_POWER,)
+        else:  # as in Python: ** binds its right side first, all others their left, and comparisons do not chain
+            least = (_ATOM, _NEGATION) if binding == _POWER else (max(binding, 2), binding + 1)
+        operands = [self._operand(*operand) for operand in zip(form.operands, depths, least, strict=True)]
+        if not operator.symbol:
+            end = f', over="{form.over}")' if form.over not in (None, "all") else ")"
+            text = " ".join([_terminal(operator), ' ", " '.join(operands), json.dumps(end)])
         else:
-            # As in Python: ** binds its right side first, all others their left, and comparisons do not chain.
-            left, right = (_ATOM, _NEGATION) if binding == _POWER else (max(binding, 2), binding + 1)
-            text = f"{self._operand(form.operands[0], left)} {terminal} {self._operand(form.operands[1], right)}"
-        return text + self._where(form.operands)
+            *left, right = operands
+            text = " ".join([*left, _terminal(operator), right])
+        return text + self._where(form.operands, depths)
 
-    def _operand(self, operand: _Operand, least: int = 0) -> str:
-        """What stands for an operand that has to bind so tightly at least."""
-        kind, depth = operand
-        if kind is None:
-            return "SIGNED" if least <= _NEGATION else "NUMBER"
-        return f"{self._name(kind, depth)}_from{least}::_" if least else f"{self._name(kind, depth)}::_"
+    def _operand(self, kinds: frozenset[_Kind], depth: int, least: int) -> str:
+        """What stands for an operand of any of some kinds that has to bind so tightly at least."""
+        present = [kind for kind in TYPES[self.function] if kinds >= {kind}]
+        names = [f"{self._name(kind, depth, least)}::_" for kind in present]
+        if None in kinds:
+            names.append("SIGNED" if least <= _NEGATION else "NUMBER")
+        if len(names) == 1:
+            return names[0]
+        union = "_or_".join([*(kind.lower() for kind in present), *["number"] * (None in kinds)])
+        rule = f"{self.function}_{union}_{depth}_from{least}"
+        self.rules[rule] = _either(names)
+        return f"{rule}::_"
 
-    def _where(self, operands: Iterable[_Operand]) -> str:
+    def _where(self, operands: Iterable[Set[_Kind]], depths: Iterable[int]) -> str:
         """The condition that operands are to be had, so that nothing begun has no end."""
-        lacking = dict.fromkeys(kind for kind, depth in operands if kind not in _always(self.function, depth))
-        conditions = [self.known[kind] for kind in lacking if kind]
-        if not conditions:
-            return ""
-        return f" %if {reduce(lambda one, other: f'and({one}, {other})', conditions)}"
+        conditions = []
+        for kinds, depth in zip(operands, depths, strict=True):
+            if not kinds & _always(self.function, depth):
+                conditions.append(_nested("or", [self.known[kind] for kind in kinds if kind]))
+        return f" %if {_nested('and', conditions)}" if conditions else ""
 
-    def _name(self, kind: Type, depth: int) -> str:
-        return f"{self.function}_{kind.lower()}_{depth}"
+    def _name(self, kind: Type, depth: int, least: int = 0) -> str:
+        return f"{self.function}_{kind.lower()}_{depth}" + (f"_from{least}" if least and depth else "")
+
+
+def _nested(function: str, conditions: Iterable[str]) -> str:
+    return reduce(lambda one, other: f"{function}({one}, {other})", sorted(set(conditions)))

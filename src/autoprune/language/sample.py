@@ -406,7 +406,11 @@ def _settled(draft: _Draft, space: Space) -> _Draft:
 
 def _program(draft: _Draft, space: Space) -> Program:
     """The program that a settled draft is."""
-    program = read_program(print_program(draft.options, _tapes(draft)))
+    return _printed(draft, _tapes(draft), space)
+
+
+def _printed(draft: _Draft, tapes: Sequence[Tape], space: Space) -> Program:
+    program = read_program(print_program(draft.options, tapes))
     if refusal := space.refusal(program):
         raise AutopruneError(refusal)
     return program
@@ -444,7 +448,7 @@ def _first_sound(
         found = islice(_flaws(tapes, str(draft.options["compare"])), most_flaws + 1)
         if _steps(tapes) > most_steps or len(list(found)) > most_flaws:
             continue
-        program = _program(draft, space)
+        program = _printed(draft, tapes, space)
         if program.digest not in known:
             return Variant(program.canonical, changed[1])
     return None
@@ -729,10 +733,10 @@ def _score_flaws(tape: Tape) -> Iterator[str]:
     score_RC = interpret(tape, layer)
     order_RC = _order(score_RC)
     ranks = torch.stack([order_RC.argsort().flatten(), _order(weight_RC.abs()).argsort().flatten()])
-    if len(score_RC.unique()) < score_RC.numel() / 3:
-        yield "many weights have the same score"
     if float(torch.corrcoef(ranks.float())[0, 1]) < 0.1:
         yield "large weights have low scores"
+    if len(score_RC.unique()) < score_RC.numel() / 3:
+        yield "many weights have the same score"
     if not torch.equal(order_RC, _order(interpret(tape, {**layer, "weight": -weight_RC}))):
         yield "the sign of weights matters"
     if torch.equal(order_RC, _order(interpret(tape, {**layer, "weight": weight_RC.flip(1)}))):
@@ -746,12 +750,12 @@ def _allocate_flaws(tape: Tape) -> Iterator[str]:
 
 
 def _idle_steps(tape: Tape, compare: str) -> Iterator[str]:
-    """Steps that could be left out: with a part of theirs instead, the same is pruned."""
+    """Steps of a canonical tape that could be left out: with a part of theirs instead, the same is pruned."""
     layer, types = _made_up(tape.function), infer_types(tape)
-    leaves = {index: _leaf_value(node, layer) for index, node in tape.steps() if not node.arguments}
+    leaves = {index: _leaf_value(node, layer) for index, node in enumerate(tape.nodes) if not node.arguments}
     values = _passed_on(tape, {}, leaves)
     effect = _effect(values[tape.result], tape.function, compare)
-    for index, node in tape.steps():
+    for index, node in enumerate(tape.nodes):
         near = {part for argument in node.arguments for part in (argument, *tape.nodes[argument].arguments)}
         for part in sorted(part for part in near if types[part] is types[index]):
             result = _passed_on(tape, values, {index: values[part]})[tape.result]
@@ -767,7 +771,7 @@ def _leaf_value(node: Node, layer: Mapping[str, Tensor]) -> Tensor:
 def _passed_on(tape: Tape, values: Mapping[int, Tensor], changed: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """The values of steps once some have changed, and with them those that depend on them."""
     new = dict(changed)
-    for index, node in tape.steps():
+    for index, node in enumerate(tape.nodes):
         if index not in new and not new.keys().isdisjoint(node.arguments):
             arguments = (new[argument] if argument in new else values[argument] for argument in node.arguments)
             new[index] = OPERATORS[node.operator](*arguments, over=node.over)

@@ -28,13 +28,13 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the leaderboard. `damage` is by rung."""
+    """A line of the leaderboard. `damage` is by rung, `origin` the name of a program that was known before, or the step
+    that made it."""
 
     digest: str
+    origin: str
     damage: dict[str, float]
     canonical: str
-    operator: str
-    step: int
     differences: tuple[Difference, ...] = ()
 
 
@@ -60,13 +60,13 @@ def account(archive: Archive, rungs: Sequence[str], fresh: str, count: int = 10)
     for proposal in proposals:
         if proposal.step >= 0:
             outcomes[proposal.outcome] = outcomes.get(proposal.outcome, 0) + 1
-    known = archive.get("baselines", {})
+    names, known = archive.get("names", {}), archive.get("baselines", {})
     first = archive.get("finalists", [])
     ranked = [*first, *(digest for digest in graph.ranked if digest not in first)]
     all_rungs = (*rungs, fresh)
     return Account(
-        rows=[_row(graph, digest, all_rungs, fresh, known) for digest in ranked[:count]],
-        baselines=[_row(graph, digest, all_rungs, fresh, {}) for digest in known.values()],
+        rows=[_row(graph, digest, names, all_rungs, fresh, known) for digest in ranked[:count]],
+        baselines=[_row(graph, digest, names, all_rungs, fresh, {}) for digest in known.values()],
         proposals=outcomes,
         correlations={f"{low} → {high}": graph.correlation(low, high) for low, high in _pairs(rungs)},
         seconds_by_rung={rung: _median(_seconds(graph, rung)) for rung in all_rungs},
@@ -128,7 +128,9 @@ def _indented(program: str) -> list[str]:
     return [f"    {line}" for line in program.rstrip().split("\n")]
 
 
-def _row(graph: Graph, digest: str, rungs: Sequence[str], fresh: str, baselines: dict[str, str]) -> Row:
+def _row(
+    graph: Graph, digest: str, names: dict[str, str], rungs: Sequence[str], fresh: str, baselines: dict[str, str]
+) -> Row:
     found = {rung: graph.outcomes.get((digest, rung)) for rung in rungs}
     damage = {rung: outcome.damage for rung, outcome in found.items() if outcome and outcome.damage is not None}
     differences = [
@@ -137,12 +139,12 @@ def _row(graph: Graph, digest: str, rungs: Sequence[str], fresh: str, baselines:
         if other != digest and (difference := _difference(name, found[fresh], graph.outcomes.get((other, fresh))))
     ]
     node, edge = graph.nodes.get(digest), graph.made_by.get(digest)
+    step = f"step {node.step}, {edge.operator}" if node and edge else ""
     return Row(
         digest=digest,
+        origin=names.get(digest, step),
         damage=damage,
         canonical=node.canonical if node else "",
-        operator=edge.operator if edge else "root",
-        step=node.step if node else 0,
         differences=tuple(differences),
     )
 

@@ -120,6 +120,7 @@ class Search:
         done = 1 + max((proposal.step for proposal in self.archive.proposals()), default=-len(roots) - 1)
         self.watch.started(self._graph(), max(done, 0), settings.evaluations)
         if done < 0:
+            self.archive.set("names", {root.digest: root.name for root in reversed(roots)})
             self._batch(
                 [_Step(number, program=program) for number, program in zip(range(done, 0), roots[done:], strict=True)],
                 seconds,
@@ -302,6 +303,8 @@ class Search:
     ) -> bool:
         """Whether a program deserves the next rung."""
         low = self.settings.rungs.index(rung) == 0
+        if low and not step.parents:
+            return True  # what is known from elsewhere is worth knowing here
         if self._rng(step.number, following).random() < _ANYWAY[0 if low else 1]:
             return True
         correlation, _ = graph.correlation(rung, following)

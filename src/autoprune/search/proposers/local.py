@@ -215,8 +215,10 @@ def _vocabulary(model: Any, tokenizer: Any) -> Any:
 
 
 def _matcher(vocabulary: Any, text: str) -> Any:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(text))
+    # A matcher that reaches a limit gives up its text. The usual ones leave some room; these are never reached.
+    limits = LLParserLimits(max_items_in_row=100_000, step_max_items=10_000_000, step_lexer_fuel=10_000_000)
+    matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(text), limits=limits)
     assert not matcher.is_error(), matcher.get_error()
     return matcher
