@@ -246,8 +246,8 @@ def _always(function: str, depth: int) -> frozenset[_Kind]:
 class _FunctionRules:
     """The rules of one function, by name.
 
-    `score_rc_3_from4` are the expressions of a type up to a depth that can be an operand where what binds less tightly
-    would need parentheses; with `_is4`, those that bind just so tightly.
+    `score_rc_3_from1` are the expressions of a type up to a depth; with `_from4`, as an operand where what binds less
+    tightly needs parentheses; with `_is4`, those that bind just so tightly.
     """
 
     def __init__(self, function: str):
@@ -308,16 +308,18 @@ class _FunctionRules:
             alternatives = by_binding.setdefault(_binding(form.operator), [])
             alternatives += [self._application(form, depths) for depths in _depths(form.operator, depth)]
         name = self._name(kind, depth)
-        loose = {f"{name}_is{binding}": binding for binding in by_binding if binding < _ATOM}
-        for rule, binding in loose.items():
-            self.rules[rule] = _either(by_binding[binding])
-        for least in range(1, _ATOM):
-            exact = [f"{rule}::_" for rule, binding in loose.items() if binding == least]
-            self.rules[f"{name}_from{least}"] = _either([*exact, f"{name}_from{least + 1}::_"])
-        # Parentheses are also around what needs none, as models like to write them, but never around parentheses.
-        inner = " | ".join(f"{rule}::_" for rule in loose)
-        in_parentheses = f'"(" ({inner}) ")"' + self._where([{kind}], [depth - 1])
-        self.rules[f"{name}_from{_ATOM}"] = _either([*by_binding[_ATOM], in_parentheses])
+        exact = {binding: f"{name}_is{binding}::_" for binding in sorted(by_binding)}
+        for binding, alternatives in by_binding.items():
+            self.rules[f"{name}_is{binding}"] = _either(alternatives)
+        self.rules[f"{name}_from1"] = _either(exact.values())
+        for least in range(2, _ATOM):
+            self.rules[f"{name}_from{least}"] = _either(
+                [exact[least]] * (least in exact) + [f"{name}_from{least + 1}::_"]
+            )
+        # Operands may be in parentheses that they do not need, as models like to write them, but only in one pair.
+        loose = _either(rule for binding, rule in exact.items() if binding < _ATOM)
+        in_parentheses = f'"(" ({loose}) ")"' + self._where([{kind}], [depth - 1])
+        self.rules[f"{name}_from{_ATOM}"] = _either([exact[_ATOM], in_parentheses])
 
     def _application(self, form: _Form, depths: tuple[int, ...]) -> str:
         operator, binding = form.operator, _binding(form.operator)

@@ -711,6 +711,7 @@ def _made_up(function: str) -> Mapping[str, Tensor]:
 
     values = {name: drawn(row.type) for name, row in FUNCTIONS[function].statistics.items()}
     if function == SCORE:
+        values["input_mean"] *= torch.randn(_SHAPES[Type.C], generator=generator).sign()
         size_R1 = torch.logspace(-2, 0, _SHAPES[Type.R][0])[:, None]
         values["weight"] = size_R1 * torch.randn(_SHAPES[Type.RC], generator=generator)
     return MappingProxyType(values)
@@ -750,18 +751,20 @@ def _allocate_flaws(tape: Tape) -> Iterator[str]:
 
 
 def _idle_steps(tape: Tape, compare: str) -> Iterator[str]:
-    """Steps of a canonical tape that could be left out: with a part of theirs instead, the same is pruned."""
+    """Steps of a canonical tape that could be left out: with a part of theirs instead, or a constant, the same is
+    pruned."""
     layer, types = _made_up(tape.function), infer_types(tape)
     leaves = {index: _leaf_value(node, layer) for index, node in enumerate(tape.nodes) if not node.arguments}
     values = _passed_on(tape, {}, leaves)
     effect = _effect(values[tape.result], tape.function, compare)
     for index, node in enumerate(tape.nodes):
         near = {part for argument in node.arguments for part in (argument, *tape.nodes[argument].arguments)}
-        for part in sorted(part for part in near if types[part] is types[index]):
-            result = _passed_on(tape, values, {index: values[part]})[tape.result]
-            if torch.allclose(_effect(result, tape.function, compare), effect, rtol=1e-4, atol=1e-6):
-                yield f"{node.operator} makes no difference"
-                break
+        shorter = (values[part] for part in sorted(near) if types[part] is types[index])
+        results = (_passed_on(tape, values, {index: value})[tape.result] for value in shorter)
+        if types[index] is not Type.SCALAR and bool((values[index] == values[index][0, 0]).all()):
+            yield f"{node.operator} is the same everywhere"
+        elif any(torch.allclose(_effect(r, tape.function, compare), effect, rtol=1e-4, atol=1e-6) for r in results):
+            yield f"{node.operator} makes no difference"
 
 
 def _leaf_value(node: Node, layer: Mapping[str, Tensor]) -> Tensor:

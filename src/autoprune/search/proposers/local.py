@@ -51,7 +51,7 @@ class Local:
         name: str,
         batch: int = 8,
         temperature: float = 0.8,
-        program_temperature: float = 1.4,
+        program_temperature: float = 1.3,
         top_p: float = 0.95,
         max_field: int = 160,
     ):
