@@ -18,24 +18,12 @@ from torch import Tensor
 from autoprune import algorithms
 from autoprune.errors import AutopruneError
 from autoprune.language import FUNCTIONS, OPERATORS, STATISTICS, Program, interpret, read_program
+from autoprune.language.draw import CONSTANTS, NUMBERS, OFTEN, random_tree
+from autoprune.language.flaws import MAX_STEPS
 from autoprune.language.program import CONSTANT, OPTIONS, Tape
-from autoprune.language.sample import (
-    CONSTANTS,
-    MAX_STEPS,
-    METHOD,
-    NUMBERS,
-    OFTEN,
-    Variant,
-    crossed,
-    grafted,
-    mutated,
-    random_program,
-    random_tree,
-    simplified,
-    tape_of,
-    tree_of,
-)
+from autoprune.language.sample import METHOD, Variant, crossed, grafted, mutated, random_program, simplified
 from autoprune.language.space import Space
+from autoprune.language.trees import tape_of, tree_of
 from autoprune.language.types import Type
 from autoprune.search.proposers import genetic
 from autoprune.search.protocol import OPERATORS as REQUESTS

@@ -7,78 +7,43 @@ what cannot be, what is longer than allowed and what makes no sense as a score i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from itertools import islice
 from random import Random
-from types import MappingProxyType
-
-import torch
-from torch import Tensor
 
 from autoprune.errors import AutopruneError, ProgramError
-from autoprune.language.canonical import canonical_tape, expressions, print_program
+from autoprune.language.canonical import print_program
 from autoprune.language.check import check_memory, infer_types
-from autoprune.language.interpret import interpret
+from autoprune.language.draw import (
+    COMPARISONS,
+    NUMBERS,
+    OTHER_CONSTANTS,
+    SCORE,
+    applied,
+    constant,
+    drawn_production,
+    fresh_arguments,
+    grown,
+    leaf,
+    often,
+    random_tree,
+)
+from autoprune.language.flaws import MAX_STEPS, flaws
 from autoprune.language.operators import OPERATORS
 from autoprune.language.parse import MAX_CONSTANT
-from autoprune.language.productions import Production, leaves, productions
-from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Node, Option, Program, Tape, TapeBuilder
+from autoprune.language.productions import Production, leaves
+from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Option, Program, Tape
 from autoprune.language.reader import read_program
 from autoprune.language.space import ALLOCATE, Space
 from autoprune.language.statistics import FUNCTIONS
-from autoprune.language.types import AXES, Type
-
-SCORE = "score"
-COMPARISONS = frozenset({"greater", "less", "greater_equal", "less_equal", "equal", "not_equal"})
-
-OFTEN: Mapping[str, float] = MappingProxyType(
-    # arithmetic and functions
-    {"multiply": 8, "divide": 4, "add": 4, "power": 0.7, "negate": 0.2, "where": 0.4}
-    | {"sqrt": 3, "square": 2, "sign": 0.5, "exp": 0.3, "tanh": 0.3, "maximum": 0.7, "minimum": 0.7, "clip": 0.3}
-    | dict.fromkeys(COMPARISONS, 0.2)
-    | {"equal": 0.1, "not_equal": 0.1}  # of measured numbers no two are equal
-    # along an axis; those that sort a matrix are slow
-    | {"mean": 2, "norm": 2, "min": 0.3, "median": 0.3, "quantile": 0.3}
-    | {"standardize": 0.5, "minmax": 0.5, "softmax": 0.2, "rank": 0.4, "cumulative_sum": 0.2}
-    # types of arguments; a CC has C times C numbers, and a product with it takes C times as much work
-    | {Type.SCALAR: 0.5, Type.R: 0.7, Type.C: 2, Type.RC: 2, Type.CC: 0.05}
-    | {"matmul": 0.3, "diagonal": 1}
-    # statistics; a sum of squares is nearly free, a gram matrix is not, a gradient takes a backward pass
-    | {"weight": 12, "depth": 2, "input_norm": 8, "input_std": 2, "input_max": 2}
-    | {"output_norm": 0.3, "inverse_gram_diagonal": 0.7, "gradient": 0.5, "output_gradient": 0.3}
-    | {"sparsity": 4, "temperature": 0.3, "spectral_alpha": 0.3, "marginal_damage": 0.3, CONSTANT: 12}
-)
-"""How often something is drawn among what may stand in its place; what is not named has 1."""
-
-CONSTANTS: Mapping[str, tuple[float, ...]] = MappingProxyType(
-    {"power": (0.25, 0.5, 1.5, 2, 3, -0.5, -1), "quantile": (0.05, 0.1, 0.25, 0.75, 0.9, 0.95)}
-)
-"""Constants that the second argument of an operator is drawn from."""
-OTHER_CONSTANTS = (0.01, 0.1, 0.2, 0.5, 2, 3, 5, 10)
-
-NUMBERS: Mapping[str, tuple[float, ...]] = MappingProxyType(
-    {
-        "max_swaps": (5, 10, 30, 100),
-        "protect": (0, 0.1, 0.25, 0.5),
-        "towards_dense": (0, 0.25, 0.5, 0.75, 1),
-        "strength": (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3),
-        "max_shift": (0.05, 0.1, 0.15, 0.2, 0.3),
-        "least_kept": (0.3, 0.5, 0.7, 0.9),
-        "temperature": (0.3, 0.5, 1, 2, 4),
-    }
-)
-"""Values that header options are drawn from, where they are numbers."""
+from autoprune.language.trees import Tree, places, put, put_everywhere, shown, tape_of, tree_of
+from autoprune.language.types import AXES
 
 METHOD = ("refine", "update", "max_swaps", "protect", "towards_dense")
 """Options that are taken over together: what the numbers mean depends on the choices."""
 
-MAX_STEPS = 40
-"""Of a function that is made here; one made from a longer one may be as long."""
-MAX_PLACES = 256
-"""Places of a tree, the nearest to its root, that are looked at: unfolded, a tape may be exponentially large."""
 TRIES = 60
 
 
@@ -94,7 +59,7 @@ def random_program(rng: Random, space: Space) -> str:
     """A random program of the space (canonical text): a few operators deep, most options at their defaults."""
     # Drawn once, not again with every try: of small programs, and of some options, more make sense.
     budget = rng.choices((1, 2, 3, 4), (1, 4, 4, 1))[0]
-    options = _random_options(rng, space)
+    options = random_options(rng, space)
     functions = [SCORE, *[ALLOCATE] * (_needs_allocate(space) or (space.allocates and rng.random() < 0.3))]
 
     def attempt() -> _Changed:
@@ -137,187 +102,6 @@ def grafted(program: Program, other: Program, rng: Random, space: Space) -> Vari
     second = _Draft.of(other, space)
     ideas = [(partial(_take_statistic, second), 3.0), *((move, 1.0) for move in _header_moves(second, ideas=True))]
     return _variant(program, [*_ordered(ideas, rng), partial(_take_part, second)], rng, space, known=(other,))
-
-
-# ---------------------------------------------------------------- trees
-
-
-@dataclass(frozen=True, eq=False)
-class Tree:
-    """A step with all that it is made of, as in `Node`. A step that a tape shares is one object."""
-
-    operator: str
-    type: Type
-    arguments: tuple[Tree, ...] = ()
-    value: float | str | None = None
-    over: str | None = None
-
-    @cached_property
-    def statistics(self) -> frozenset[str]:
-        own = {str(self.value)} if self.operator == STATISTIC else set()
-        return frozenset(own).union(*(argument.statistics for argument in self.arguments))
-
-
-_Path = tuple[int, ...]
-"""Which argument to follow, from the root on."""
-
-
-def tree_of(tape: Tape) -> Tree:
-    """The result of a checked tape."""
-    types = infer_types(tape)
-    trees: dict[int, Tree] = {}
-    for index, node in tape.steps():
-        arguments = tuple(trees[argument] for argument in node.arguments)
-        trees[index] = Tree(node.operator, types[index], arguments, node.value, node.over)
-    return trees[tape.result]
-
-
-def tape_of(tree: Tree, function: str) -> Tape:
-    """The canonical tape with a tree as its result."""
-    builder = TapeBuilder()
-    indices: dict[int, int] = {}  # by identity: a shared step is visited once
-
-    def add(step: Tree) -> int:
-        if id(step) not in indices:
-            arguments = tuple(add(argument) for argument in step.arguments)
-            indices[id(step)] = builder.add(Node(step.operator, arguments, step.value, step.over))
-        return indices[id(step)]
-
-    result = add(tree)
-    return canonical_tape(Tape(builder.nodes, result, function))
-
-
-def _places(tree: Tree) -> list[tuple[_Path, Tree]]:
-    """All places, from the root down, of which at most MAX_PLACES."""
-    found: list[tuple[_Path, Tree]] = [((), tree)]
-    for path, step in found:  # which grows meanwhile
-        room = MAX_PLACES - len(found)
-        found += [((*path, position), argument) for position, argument in enumerate(step.arguments)][:room]
-    return found
-
-
-def _put(tree: Tree, path: _Path, new: Tree) -> Tree:
-    """The tree with something else at one place."""
-    if not path:
-        return new
-    arguments = list(tree.arguments)
-    arguments[path[0]] = _put(arguments[path[0]], path[1:], new)
-    return replace(tree, arguments=tuple(arguments))
-
-
-def _put_everywhere(tree: Tree, old: Tree, new: Tree) -> Tree:
-    """The tree with something else at all places of a shared step."""
-    done: dict[int, Tree] = {id(old): new}
-
-    def renewed(step: Tree) -> Tree:
-        if id(step) not in done:
-            done[id(step)] = replace(step, arguments=tuple(renewed(argument) for argument in step.arguments))
-        return done[id(step)]
-
-    return renewed(tree)
-
-
-def _shown(tree: Tree, function: str) -> str:
-    """A tree in the words of the language, not too long."""
-    *shared, (_, _, text) = expressions(tape_of(tree, function))
-    text += " where " * bool(shared) + ", ".join(f"{name} = {step}" for _, name, step in shared)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-# ---------------------------------------------------------------- random trees
-
-
-def _often(name: str) -> float:
-    return OFTEN.get(name, 1.0)
-
-
-@cache
-def _applications(function: str, target: Type) -> tuple[tuple[Production, float], ...]:
-    """Productions with how often they are drawn: an operator's ways to make the type share what the operator has."""
-    rows = productions(function, target)
-    total: dict[str, float] = {}
-    for row in rows:
-        total[row.operator.name] = total.get(row.operator.name, 0.0) + _share(row)
-    return tuple((row, _often(row.operator.name) * _share(row) / total[row.operator.name]) for row in rows)
-
-
-def _share(production: Production) -> float:
-    """How often the types of a production's arguments are drawn together; an exponent is mostly a constant."""
-    odd = production.operator.name in CONSTANTS and production.arguments[1] is not Type.SCALAR
-    return math.prod(_often(kind) for kind in production.arguments) * (0.05 if odd else 1)
-
-
-@cache
-def _choices(function: str, target: Type, roots: str) -> tuple[list[Production | str], list[float]]:
-    """What a value of the type may be, operators and leaves, with weights. `roots` are "any"; "chains": operators with
-    an argument of that type; "comparisons"; or "least": leaves and reductions, which end as their arguments grow."""
-    fits: dict[str, Callable[[Production], bool]] = {
-        "chains": lambda row: target in row.arguments,
-        "comparisons": lambda row: row.operator.name in COMPARISONS,
-        "least": lambda row: row.operator.kind == "reduce",
-    }
-    choices: list[tuple[Production | str, float]] = [
-        row for row in _applications(function, target) if roots not in fits or fits[roots](row[0])
-    ]
-    if roots in ("any", "least"):
-        names = [*leaves(function, target), *[CONSTANT] * (target is Type.SCALAR)]
-        choices += [(name, _often(name)) for name in names]
-    return [choice for choice, _ in choices], [weight for _, weight in choices]
-
-
-def _grown(function: str, target: Type, budget: int, rng: Random, roots: str = "any") -> Tree:
-    """A random tree of a type, `budget` operators deep at most, reductions not counted."""
-    choice = rng.choices(*_choices(function, target, roots if budget > 0 else "least"))[0]
-    if isinstance(choice, str):
-        return _leaf(choice, target, rng)
-    budget -= choice.operator.kind != "reduce"
-    return _applied(choice, target, tuple(_arguments(choice, function, budget, rng)))
-
-
-def _arguments(production: Production, function: str, budget: int, rng: Random) -> Iterator[Tree]:
-    name = production.operator.name
-    for position, kind in enumerate(production.arguments):
-        if name == "where" and position == 0:
-            yield _grown(function, kind, 1, rng, roots="comparisons")
-        elif name in CONSTANTS and position == 1 and kind is Type.SCALAR:
-            yield _constant(rng.choice(CONSTANTS[name]))
-        else:
-            yield _grown(function, kind, budget, rng)
-
-
-def _applied(production: Production, target: Type, arguments: tuple[Tree, ...]) -> Tree:
-    return Tree(production.operator.name, target, arguments, over=production.over)
-
-
-def _leaf(name: str, target: Type, rng: Random) -> Tree:
-    if name == CONSTANT:
-        return _constant(rng.choice(OTHER_CONSTANTS))
-    leaf = Tree(STATISTIC, target, value=name)
-    # A layer and its negative deserve the same mask, so the sign of a weight seldom says anything.
-    return Tree("abs", target, (leaf,)) if name == "weight" and rng.random() < 0.9 else leaf
-
-
-def _constant(value: float) -> Tree:
-    return Tree(CONSTANT, Type.SCALAR, value=float(value))
-
-
-def random_tree(function: str, budget: int, rng: Random) -> Tree:
-    """What a function may return, `budget` operators deep at most: not yet whether it makes sense."""
-    if function == SCORE:
-        return _grown(function, Type.RC, budget, rng, roots="chains")
-    tree = _grown(function, Type.L, rng.randrange(budget + 1), rng)
-    scaled = rng.random() < 0.7  # `strength` is in units of what is returned
-    return Tree(rng.choice(("minmax", "standardize", "rank")), Type.L, (tree,), over="all") if scaled else tree
-
-
-def _random_options(rng: Random, space: Space) -> dict[str, str | float]:
-    options: dict[str, str | float] = {name: option.default for name, option in OPTIONS.items()}
-    if rng.random() < 0.4:
-        options["refine"], options["update"] = rng.choice(_methods(space))
-    for name, option in OPTIONS.items():
-        if name not in ("refine", "update") and rng.random() < (0.5 if option.choices else 0.3):
-            options[name] = rng.choice(option.choices or NUMBERS[name])
-    return options
 
 
 # ---------------------------------------------------------------- drafts: a program in parts
@@ -376,6 +160,16 @@ def _needs_allocate(space: Space) -> bool:
     """Whether an option is frozen that only a program with an allocation can have."""
     frozen = (name for name, value in space.frozen.items() if value != OPTIONS[name].default)
     return space.allocates and any(OPTIONS[name].function == ALLOCATE for name in frozen)
+
+
+def random_options(rng: Random, space: Space) -> dict[str, str | float]:
+    options: dict[str, str | float] = {name: option.default for name, option in OPTIONS.items()}
+    if rng.random() < 0.4:
+        options["refine"], options["update"] = rng.choice(_methods(space))
+    for name, option in OPTIONS.items():
+        if name not in ("refine", "update") and rng.random() < (0.5 if option.choices else 0.3):
+            options[name] = rng.choice(option.choices or NUMBERS[name])
+    return options
 
 
 def _says(name: str, draft: _Draft, space: Space) -> bool:
@@ -445,7 +239,7 @@ def _first_sound(
             tapes = _tapes(draft)
         except ProgramError:  # types that do not fit over another axis, or too many matrices alive
             continue
-        found = islice(_flaws(tapes, str(draft.options["compare"])), most_flaws + 1)
+        found = islice(flaws(tapes, str(draft.options["compare"])), most_flaws + 1)
         if _steps(tapes) > most_steps or len(list(found)) > most_flaws:
             continue
         program = _printed(draft, tapes, space)
@@ -464,7 +258,7 @@ def _variant(
         found = _first_sound(
             partial(move, draft, rng, space),
             space,
-            most_flaws=len(list(_flaws(parent.functions, parent.compare))),
+            most_flaws=len(list(flaws(parent.functions, parent.compare))),
             most_steps=max(MAX_STEPS, _steps(parent.functions)),
             known=frozenset({parent.digest, *(other.digest for other in known)}),
         )
@@ -498,29 +292,29 @@ def _edited(
     """Something else in place of a step; of one that occurs more than once, perhaps everywhere."""
     function = rng.choices(list(draft.trees), [2 if name == SCORE else 1 for name in draft.trees])[0]
     tree = draft.trees[function]
-    path, old = rng.choice(_places(tree))
+    path, old = rng.choice(places(tree))
     if not (new := edit(old, function, rng)):
         return None
     shared = everywhere and old.arguments
-    draft = draft.with_tree(function, _put_everywhere(tree, old, new) if shared else _put(tree, path, new))
-    return draft, f"replaced {_shown(old, function)} by {_shown(new, function)}"
+    draft = draft.with_tree(function, put_everywhere(tree, old, new) if shared else put(tree, path, new))
+    return draft, f"replaced {shown(old, function)} by {shown(new, function)}"
 
 
 def _other(old: Tree, function: str, rng: Random) -> Tree | None:
     """Another leaf, or the same arguments under another operator."""
     if old.operator == CONSTANT:
         assert isinstance(old.value, float)
-        return _constant(_near(old.value, rng) if rng.random() < 0.7 else rng.choice(OTHER_CONSTANTS))
+        return constant(_near(old.value, rng) if rng.random() < 0.7 else rng.choice(OTHER_CONSTANTS))
     if old.operator == STATISTIC:
         names = [name for name in leaves(function, old.type) if name != old.value]
-        return _leaf(rng.choices(names, [_often(name) for name in names])[0], old.type, rng) if names else None
+        return leaf(rng.choices(names, [often(name) for name in names])[0], old.type, rng) if names else None
     kinds = tuple(argument.type for argument in old.arguments)
 
     def fits(row: Production) -> bool:
         return row.arguments == kinds and row.operator.name != old.operator
 
-    production = _drawn(function, old.type, fits, rng)
-    return _applied(production, old.type, old.arguments) if production else None
+    production = drawn_production(function, old.type, fits, rng)
+    return applied(production, old.type, old.arguments) if production else None
 
 
 def _turned(old: Tree, function: str, rng: Random) -> Tree | None:
@@ -538,27 +332,22 @@ def _wrapped(old: Tree, function: str, rng: Random) -> Tree | None:
     def fits(row: Production) -> bool:
         return old.type in row.arguments and row.operator.name != "where"  # it would be the condition
 
-    production = _drawn(function, old.type, fits, rng)
+    production = drawn_production(function, old.type, fits, rng)
     if not production:
         return None
-    arguments = list(_arguments(production, function, 0, rng))
+    arguments = list(fresh_arguments(production, function, 0, rng))
     arguments[rng.choice([at for at, kind in enumerate(production.arguments) if kind is old.type])] = old
-    return _applied(production, old.type, tuple(arguments))
+    return applied(production, old.type, tuple(arguments))
 
 
 def _regrown(old: Tree, function: str, rng: Random) -> Tree:
-    return _grown(function, old.type, rng.choice((1, 2)), rng)
+    return grown(function, old.type, rng.choice((1, 2)), rng)
 
 
 def _part(old: Tree, function: str, rng: Random) -> Tree | None:
     """One of the values of the same type that a step is made of."""
-    parts = [step for path, step in _places(old) if path and step.type is old.type]
+    parts = [step for path, step in places(old) if path and step.type is old.type]
     return rng.choice(parts) if parts else None
-
-
-def _drawn(function: str, target: Type, fits: Callable[[Production], bool], rng: Random) -> Production | None:
-    rows = [row for row in _applications(function, target) if fits(row[0])]
-    return rng.choices([row for row, _ in rows], [often for _, often in rows])[0] if rows else None
 
 
 def _near(value: float, rng: Random) -> float:
@@ -616,7 +405,7 @@ def _change_allocate(draft: _Draft, rng: Random, space: Space) -> _Changed | Non
         return None
     tree = random_tree(ALLOCATE, 1, rng)
     draft = draft.with_tree(ALLOCATE, tree).with_options({"strength": rng.choice(NUMBERS["strength"])})
-    return draft, f"added allocate, {_shown(tree, ALLOCATE)}"
+    return draft, f"added allocate, {shown(tree, ALLOCATE)}"
 
 
 def _may_drop(draft: _Draft, space: Space) -> bool:
@@ -632,13 +421,13 @@ def _dropped(draft: _Draft) -> _Changed:
 
 def _take_part(second: _Draft, draft: _Draft, rng: Random, space: Space) -> _Changed | None:
     """Any part of the second program's score."""
-    return _given(draft, [step for _, step in _places(second.trees[SCORE])], rng)
+    return _given(draft, [step for _, step in places(second.trees[SCORE])], rng)
 
 
 def _take_statistic(second: _Draft, draft: _Draft, rng: Random, space: Space) -> _Changed | None:
     """A part of the second program's score with a statistic that is new to the first."""
     new = second.trees[SCORE].statistics - draft.trees[SCORE].statistics
-    return _given(draft, [step for _, step in _places(second.trees[SCORE]) if new & step.statistics], rng)
+    return _given(draft, [step for _, step in places(second.trees[SCORE]) if new & step.statistics], rng)
 
 
 def _given(draft: _Draft, donors: list[Tree], rng: Random) -> _Changed | None:
@@ -646,20 +435,20 @@ def _given(draft: _Draft, donors: list[Tree], rng: Random) -> _Changed | None:
     donors = [step for step in donors if step.operator != CONSTANT]
     if not donors:
         return None
-    path, old = rng.choice(_places(draft.trees[SCORE]))
+    path, old = rng.choice(places(draft.trees[SCORE]))
     alike = [step for step in donors if step.type is old.type]
     if path and alike and rng.random() < 0.7:
         # Leaves say little of where they come from.
         new = rng.choices(alike, [9 if step.arguments else 1 for step in alike])[0]
-        words = f"replaced {_shown(old, SCORE)} by {_shown(new, SCORE)} of the second program"
+        words = f"replaced {shown(old, SCORE)} by {shown(new, SCORE)} of the second program"
     else:
         donor = rng.choice(donors)
         if not (new := _joined(old, donor, rng)):
             return None
-        words = f"joined {_shown(donor, SCORE)} of the second program, as {_shown(new, SCORE)}"
-    if _shown(new, SCORE) == _shown(old, SCORE):
+        words = f"joined {shown(donor, SCORE)} of the second program, as {shown(new, SCORE)}"
+    if shown(new, SCORE) == shown(old, SCORE):
         return None
-    return draft.with_tree(SCORE, _put(draft.trees[SCORE], path, new)), words
+    return draft.with_tree(SCORE, put(draft.trees[SCORE], path, new)), words
 
 
 def _joined(old: Tree, donor: Tree, rng: Random) -> Tree | None:
@@ -668,10 +457,10 @@ def _joined(old: Tree, donor: Tree, rng: Random) -> Tree | None:
     def fits(row: Production) -> bool:
         return row.arguments in (pair, pair[::-1]) and row.operator.name not in COMPARISONS
 
-    production = _drawn(SCORE, old.type, fits, rng)
+    production = drawn_production(SCORE, old.type, fits, rng)
     if not production:
         return None
-    return _applied(production, old.type, (old, donor) if production.arguments == pair else (donor, old))
+    return applied(production, old.type, (old, donor) if production.arguments == pair else (donor, old))
 
 
 def _header_moves(second: _Draft, *, ideas: bool = False) -> list[_Move]:
@@ -693,101 +482,3 @@ def _take_allocate(second: _Draft, draft: _Draft, rng: Random, space: Space) -> 
         return None
     options = {name: second.options[name] for name, option in OPTIONS.items() if option.function == ALLOCATE}
     return draft.with_tree(ALLOCATE, tree).with_options(options), "took allocate of the second program"
-
-
-# ---------------------------------------------------------------- what makes no sense
-
-_SHAPES = {Type.SCALAR: (1, 1), Type.R: (6, 1), Type.C: (1, 40), Type.RC: (6, 40), Type.CC: (40, 40), Type.L: (1, 9)}
-
-
-@cache
-def _made_up(function: str) -> Mapping[str, Tensor]:
-    """Statistics of a layer, or of layers, that never were: inputs about 1, weights of all sizes up to that."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(kind: Type) -> Tensor:
-        positive = torch.randn(_SHAPES[kind], generator=generator).exp()
-        return positive.T @ positive / len(positive) if kind is Type.CC else positive
-
-    values = {name: drawn(row.type) for name, row in FUNCTIONS[function].statistics.items()}
-    if function == SCORE:
-        values["input_mean"] *= torch.randn(_SHAPES[Type.C], generator=generator).sign()
-        size_R1 = torch.logspace(-2, 0, _SHAPES[Type.R][0])[:, None]
-        values["weight"] = size_R1 * torch.randn(_SHAPES[Type.RC], generator=generator)
-    return MappingProxyType(values)
-
-
-def _flaws(tapes: Sequence[Tape], compare: str) -> Iterator[str]:
-    """The ways in which functions make no sense, those that are quick to see first."""
-    for tape in tapes:
-        yield from _score_flaws(tape) if tape.function == SCORE else _allocate_flaws(tape)
-    for tape in tapes:
-        if len(tape.nodes) <= MAX_STEPS:
-            yield from _idle_steps(tape, compare)
-
-
-def _score_flaws(tape: Tape) -> Iterator[str]:
-    """A score tells the weights of a row apart, by the weights themselves, in the same way for a layer and its
-    negative (which are equally hard to prune), and more often than not the larger one has the higher score."""
-    layer = _made_up(SCORE)
-    weight_RC = layer["weight"]
-    score_RC = interpret(tape, layer)
-    order_RC = _order(score_RC)
-    ranks = torch.stack([order_RC.argsort().flatten(), _order(weight_RC.abs()).argsort().flatten()])
-    if float(torch.corrcoef(ranks.float())[0, 1]) < 0.1:
-        yield "large weights have low scores"
-    if len(score_RC.unique()) < score_RC.numel() / 3:
-        yield "many weights have the same score"
-    if not torch.equal(order_RC, _order(interpret(tape, {**layer, "weight": -weight_RC}))):
-        yield "the sign of weights matters"
-    if torch.equal(order_RC, _order(interpret(tape, {**layer, "weight": weight_RC.flip(1)}))):
-        yield "weights do not matter"
-
-
-def _allocate_flaws(tape: Tape) -> Iterator[str]:
-    """An allocation tells layers apart."""
-    if len(interpret(tape, _made_up(ALLOCATE)).unique()) < 2:
-        yield "all layers are alike"
-
-
-def _idle_steps(tape: Tape, compare: str) -> Iterator[str]:
-    """Steps of a canonical tape that could be left out: with a part of theirs instead, or a constant, the same is
-    pruned."""
-    layer, types = _made_up(tape.function), infer_types(tape)
-    leaves = {index: _leaf_value(node, layer) for index, node in enumerate(tape.nodes) if not node.arguments}
-    values = _passed_on(tape, {}, leaves)
-    effect = _effect(values[tape.result], tape.function, compare)
-    for index, node in enumerate(tape.nodes):
-        near = {part for argument in node.arguments for part in (argument, *tape.nodes[argument].arguments)}
-        shorter = (values[part] for part in sorted(near) if types[part] is types[index])
-        results = (_passed_on(tape, values, {index: value})[tape.result] for value in shorter)
-        if types[index] is not Type.SCALAR and bool((values[index] == values[index][0, 0]).all()):
-            yield f"{node.operator} is the same everywhere"
-        elif any(torch.allclose(_effect(r, tape.function, compare), effect, rtol=1e-4, atol=1e-6) for r in results):
-            yield f"{node.operator} makes no difference"
-
-
-def _leaf_value(node: Node, layer: Mapping[str, Tensor]) -> Tensor:
-    return layer[node.value] if isinstance(node.value, str) else torch.tensor([[node.value]])
-
-
-def _passed_on(tape: Tape, values: Mapping[int, Tensor], changed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """The values of steps once some have changed, and with them those that depend on them."""
-    new = dict(changed)
-    for index, node in enumerate(tape.nodes):
-        if index not in new and not new.keys().isdisjoint(node.arguments):
-            arguments = (new[argument] if argument in new else values[argument] for argument in node.arguments)
-            new[index] = OPERATORS[node.operator](*arguments, over=node.over)
-    return {**values, **new}
-
-
-def _effect(result: Tensor, function: str, compare: str) -> Tensor:
-    """What of a result counts: the order of scores that compete; how allocations differ, since all layers are shifted
-    to meet the model's sparsity."""
-    if function == ALLOCATE:
-        return result - result.mean()
-    return _order(result if compare == "row" else result.reshape(1, -1)).float()
-
-
-def _order(score_RC: Tensor) -> Tensor:
-    return score_RC.argsort(dim=1, stable=True)

@@ -32,7 +32,8 @@ _WEIGHTS = {"mutate": 5, "combine": 2, "simplify": 1, "transfer": 2}
 _TWO_PARENTS = ("combine", "transfer")
 
 _BETTER_HALF = 0.5  # of what the first rung has measured goes on to the second
-_TOP = 3  # a program goes on to the last rung if only so few that have been there are better on the one before
+_BEST_OF_BATCH = 1 / 8  # of a batch may go on to the last rung, which takes a prune,
+_TOP = 3  # if only so few that have been there are better on the rung before
 _ANYWAY = (1 / 8, 1 / 24)  # share that goes on all the same, to learn what a rung's figures are worth
 _TRUSTED = 0.3  # a rung whose rank correlation with the next is less decides nothing
 
@@ -248,8 +249,12 @@ class Search:
         self._same_behaviour(graph, steps, measured)
         going = [step for step in steps if step.is_new and self._goes_on(graph, probe, quick, step, measured)]
         measured |= self._measure(quick, going)
-        going = [step for step in going if step.is_new and self._goes_on(graph, quick, full, step, measured)]
-        measured |= self._measure(full, going)
+        going = [step for step in going if step.is_new]
+        going.sort(key=lambda step: (measured[_digest(step), quick].damage, step.number))
+        best = going[: max(1, round(_BEST_OF_BATCH * len(steps)))]
+        drawn = [step for step in going[len(best) :] if self._is_drawn(step, full)]
+        best = [step for step in best if self._goes_on(graph, quick, full, step, measured)]
+        measured |= self._measure(full, [*best, *drawn])
         self._write(steps, seconds())
 
     def _same_text(self, graph: Graph, steps: Sequence[_Step]) -> None:
@@ -298,6 +303,10 @@ class Search:
             else:
                 known.append((_digest(step), signature))
 
+    def _is_drawn(self, step: _Step, following: str) -> bool:
+        """Whether a program goes on to a rung whatever its figures."""
+        return self._rng(step.number, following).random() < _ANYWAY[self.settings.rungs.index(following) - 1]
+
     def _goes_on(
         self, graph: Graph, rung: str, following: str, step: _Step, measured: dict[tuple[str, str], Outcome]
     ) -> bool:
@@ -305,7 +314,7 @@ class Search:
         low = self.settings.rungs.index(rung) == 0
         if low and not step.parents:
             return True  # what is known from elsewhere is worth knowing here
-        if self._rng(step.number, following).random() < _ANYWAY[0 if low else 1]:
+        if self._is_drawn(step, following):
             return True
         correlation, _ = graph.correlation(rung, following)
         if low and correlation is not None and correlation < _TRUSTED:
