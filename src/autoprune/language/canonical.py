@@ -17,8 +17,8 @@ from autoprune.language.operators import OPERATORS
 from autoprune.language.parse import MAX_CONSTANT
 from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Node, Tape, TapeBuilder
 
-_PRECEDENCE = {">": 1, "<": 1, ">=": 1, "<=": 1, "==": 1, "!=": 1, "+": 2, "-": 2, "*": 3, "/": 3, "@": 3}
-_NEGATION, _POWER, _ATOM = 4, 5, 6
+PRECEDENCE = {">": 1, "<": 1, ">=": 1, "<=": 1, "==": 1, "!=": 1, "+": 2, "-": 2, "*": 3, "/": 3, "@": 3}
+NEGATION, POWER, ATOM = 4, 5, 6
 
 
 def canonical_tape(tape: Tape) -> Tape:
@@ -124,7 +124,7 @@ def expressions(tape: Tape) -> list[tuple[int, str | None, str]]:
         elif shared or depth[index] >= 16:  # long chains are cut, far below the parser's limit on nesting
             name = f"t{sum(1 for line in lines if line[1]) + 1}"
             lines.append((index, name, text))
-            text, precedence, depth[index] = name, _ATOM, 1
+            text, precedence, depth[index] = name, ATOM, 1
         printed[index] = (text, precedence)
     return lines
 
@@ -141,9 +141,9 @@ def _expression(node: Node, printed: Mapping[int, tuple[str, int]]) -> tuple[str
     """Text of a step and how tightly it binds."""
     if node.operator == CONSTANT:
         assert isinstance(node.value, float)
-        return _number(node.value), _ATOM if node.value >= 0 else _NEGATION
+        return _number(node.value), ATOM if node.value >= 0 else NEGATION
     if node.operator == STATISTIC:
-        return str(node.value), _ATOM
+        return str(node.value), ATOM
 
     def operand(position: int, least: int) -> str:
         text, precedence = printed[node.arguments[position]]
@@ -152,14 +152,14 @@ def _expression(node: Node, printed: Mapping[int, tuple[str, int]]) -> tuple[str
     operator = OPERATORS[node.operator]
     symbol = operator.symbol
     if symbol == "**":
-        return f"{operand(0, _ATOM)} ** {operand(1, _NEGATION)}", _POWER
+        return f"{operand(0, ATOM)} ** {operand(1, NEGATION)}", POWER
     if symbol and operator.arity == 1:
-        return f"{symbol}{operand(0, _NEGATION + 1)}", _NEGATION
+        return f"{symbol}{operand(0, NEGATION + 1)}", NEGATION
     if symbol:
-        precedence = _PRECEDENCE[symbol]
+        precedence = PRECEDENCE[symbol]
         left = precedence + 1 if precedence == 1 else precedence  # comparisons do not chain
         return f"{operand(0, left)} {symbol} {operand(1, precedence + 1)}", precedence
     arguments = [printed[argument][0] for argument in node.arguments]
     if node.over and node.over != "all":
         arguments.append(f'over="{node.over}"')
-    return f"{operator.name}({', '.join(arguments)})", _ATOM
+    return f"{operator.name}({', '.join(arguments)})", ATOM

@@ -14,7 +14,7 @@ from functools import cache, reduce
 from itertools import product
 
 from autoprune.errors import AutopruneError
-from autoprune.language.canonical import _ATOM, _NEGATION, _POWER, _PRECEDENCE
+from autoprune.language.canonical import ATOM, NEGATION, POWER, PRECEDENCE
 from autoprune.language.operators import OPERATORS, Operator
 from autoprune.language.productions import TYPES, leaves, productions
 from autoprune.language.program import OPTIONS, Option
@@ -152,8 +152,8 @@ def _numbers(option: Option) -> str:
 def _binding(operator: Operator) -> int:
     """How tightly an operator's spelling binds, as the printer has it."""
     if not operator.symbol:
-        return _ATOM
-    return _NEGATION if operator.arity == 1 else _PRECEDENCE.get(operator.symbol, _POWER)
+        return ATOM
+    return NEGATION if operator.arity == 1 else PRECEDENCE.get(operator.symbol, POWER)
 
 
 def _terminal(operator: Operator) -> str:
@@ -303,7 +303,7 @@ class _FunctionRules:
         self.rules[self._name(kind, 0)] = _either(f'"{name}" %if bit_set({bit})' for name, bit in bits.items())
 
     def _expressions(self, kind: Type, depth: int) -> None:
-        by_binding: dict[int, list[str]] = {_ATOM: [f"{self._name(kind, 0)}::_"]}
+        by_binding: dict[int, list[str]] = {ATOM: [f"{self._name(kind, 0)}::_"]}
         for form in _forms(self.function, kind):
             alternatives = by_binding.setdefault(_binding(form.operator), [])
             alternatives += [self._application(form, depths) for depths in _depths(form.operator, depth)]
@@ -312,23 +312,23 @@ class _FunctionRules:
         for binding, alternatives in by_binding.items():
             self.rules[f"{name}_is{binding}"] = _either(alternatives)
         self.rules[f"{name}_from1"] = _either(exact.values())
-        for least in range(2, _ATOM):
+        for least in range(2, ATOM):
             self.rules[f"{name}_from{least}"] = _either(
                 [exact[least]] * (least in exact) + [f"{name}_from{least + 1}::_"]
             )
         # Operands may be in parentheses that they do not need, as models like to write them, but only in one pair.
-        loose = _either(rule for binding, rule in exact.items() if binding < _ATOM)
+        loose = _either(rule for binding, rule in exact.items() if binding < ATOM)
         in_parentheses = f'"(" ({loose}) ")"' + self._where([{kind}], [depth - 1])
-        self.rules[f"{name}_from{_ATOM}"] = _either([exact[_ATOM], in_parentheses])
+        self.rules[f"{name}_from{ATOM}"] = _either([exact[ATOM], in_parentheses])
 
     def _application(self, form: _Form, depths: tuple[int, ...]) -> str:
         operator, binding = form.operator, _binding(form.operator)
         if not operator.symbol:
             least = (1,) * operator.arity
         elif operator.arity == 1:
-            least = (_POWER,)
+            least = (POWER,)
         else:  # as in Python: ** binds its right side first, all others their left, and comparisons do not chain
-            least = (_ATOM, _NEGATION) if binding == _POWER else (max(binding, 2), binding + 1)
+            least = (ATOM, NEGATION) if binding == POWER else (max(binding, 2), binding + 1)
         operands = [self._operand(*operand) for operand in zip(form.operands, depths, least, strict=True)]
         if not operator.symbol:
             end = f', over="{form.over}")' if form.over not in (None, "all") else ")"
@@ -343,7 +343,7 @@ class _FunctionRules:
         present = [kind for kind in TYPES[self.function] if kinds >= {kind}]
         names = [f"{self._name(kind, depth, least)}::_" for kind in present]
         if None in kinds:
-            names.append("SIGNED" if least <= _NEGATION else "NUMBER")
+            names.append("SIGNED" if least <= NEGATION else "NUMBER")
         if len(names) == 1:
             return names[0]
         union = "_or_".join([*(kind.lower() for kind in present), *["number"] * (None in kinds)])
