@@ -110,7 +110,7 @@ class ModelScorer:
 
     @cached_property
     def _full(self) -> Full:
-        return Full(self.bench, {rung: self._judge(rung) for rung in (FULL, FRESH)})
+        return Full(self.bench, {rung: self._judge(rung) for rung in self.recipe.judged_on if rung != QUICK})
 
     def _judge(self, rung: str) -> Judge:
         """The judge of a rung; what the unpruned model says is kept in the store's folder."""
