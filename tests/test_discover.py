@@ -112,6 +112,11 @@ def test_other_settings_are_refused(run: Run, command: list[Any]):
         ({"--prompt": "long"}, "unknown prompt 'long'"),
         ({"--calibration": "file:/nowhere.txt"}, "/nowhere.txt"),
         ({"--sequences": 100_000}, "tokens"),
+        ({"--sequences": 1}, "--sequences 1 is too few"),
+        ({"--freeze": "update=none,update=admm"}, "update is given twice"),
+        ({"--freeze": "refine=swaps,update=admm"}, "no program can have all of that together"),
+        ({"--budget-s": "nan"}, "--budget-s cannot be nan"),
+        ({"--prompt-tokens": -5}, "--prompt-tokens cannot be -5"),
     ],
 )
 def test_wrong_input_is_one_line(run: Run, command: list[Any], changes: dict[str, Any], message: str):
@@ -123,6 +128,25 @@ def test_wrong_input_is_one_line(run: Run, command: list[Any], changes: dict[str
     ran = run(*command)
     assert ran.code == 2
     assert message in ran.error
+
+
+def test_another_dtype_or_model_is_another_search(run: Run, command: list[Any], checkpoint: Path, tmp_path: Path):
+    assert run(*command).code == 0
+    assert "begun with dtype 'float32'" in run(*command, "--dtype", "bfloat16").error
+
+
+@pytest.mark.parametrize("freeze", ["strength=0.3", "update=sparsegpt,towards_dense=0.5", "compare=layer"])
+def test_any_option_can_be_frozen(run: Run, command: list[Any], freeze: str):
+    ran = run(*command, "--freeze", freeze, "--evaluations", 2, "--json")
+    assert ran.code == 0, ran.err
+    compared = {row["against"] for row in json.loads(ran.out)["account"]["rows"][0]["differences"]}
+    assert "ria" in compared  # also where it is not of the space itself
+
+
+def test_a_pattern_is_searched(run: Run, command: list[Any]):
+    command[command.index("--sparsity") : command.index("--sparsity") + 2] = ["--pattern", "2:4"]
+    ran = run(*command)
+    assert ran.code == 0, ran.err
 
 
 def test_no_search_is_one_line(run: Run, tmp_path: Path):
@@ -163,7 +187,7 @@ def test_interrupted_it_says_how_to_go_on_and_leaves_no_process(command: list[An
         deadline = time.monotonic() + 60
         while not list((tmp_path / "run" / "logs").glob("*")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        search.send_signal(signal.SIGINT)
+        search.send_signal(signal.SIGTERM)  # as Ctrl-C; that signal may be ignored where tests run in the background
         _, err = search.communicate(timeout=60)
     assert search.returncode == 130
     assert "the same command goes on from here" in err

@@ -140,10 +140,21 @@ def test_no_function_grows_without_end():
 
 def test_a_space_without_programs_is_refused():
     for text in ("refine=swaps,update=admm", "towards_dense=0.5,update=none", "refine=permute"):
-        space = Space.of(text)
-        for make in (lambda rng, space: random_program(rng, space), lambda rng, space: mutated(WANDA, rng, space)):
-            with pytest.raises(AutopruneError, match="frozen"):
-                make(Random(0), space)
+        with pytest.raises(AutopruneError, match="no program can have all of that together"):
+            Space.of(text)
+
+
+def test_a_program_is_fitted_to_what_is_frozen():
+    for name, program in LIBRARY.items():
+        for text in (
+            "update=none,refine=none,allocate=uniform",
+            "update=admm,refine=none,towards_dense=0.5",
+            "strength=0.3",
+        ):
+            space = Space.of(text)
+            made = space.fitted(program)
+            assert (made is None) == (program.score is None), name
+            assert made is None or space.refusal(made) == ""
 
 
 WANDA, RIA, BEST = LIBRARY["wanda"], LIBRARY["ria"], LIBRARY["best"]

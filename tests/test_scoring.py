@@ -219,6 +219,8 @@ def test_what_does_the_same_has_a_signature_alike(scorer: ModelScorer):
     assert not alike(wanda, of("abs(weight) * input_max"))
     assert not alike(wanda, of("abs(weight) * input_norm", 'update = "least_squares"\n\n'))
     assert not alike(wanda, of("abs(weight) * input_norm", 'compare = "layer"\n\n'))
+    plain, towards = ('update = "sparsegpt"\n\n', 'update = "sparsegpt"\ntowards_dense = 1\n\n')
+    assert not alike(of("abs(weight)", plain), of("abs(weight)", towards))
 
 
 def test_another_allocation_is_not_alike(scorer: ModelScorer):
@@ -226,6 +228,16 @@ def test_another_allocation_is_not_alike(scorer: ModelScorer):
     first, second = (scorer.score(Task("probe", text)).signature
                      for text in (score, f"{score}\n\ndef allocate(depth):\n    return depth / 5\n"))  # fmt: skip
     assert not alike(first, second)
+
+
+def test_an_allocation_that_a_pattern_cannot_follow_is_none():
+    """With few small layers 2:4 leaves no room for shares that differ by so little."""
+    scorer = scorer_of(tiny.model(), Target.of(pattern="2:4"))
+    score = "def score(weight, input_norm):\n    return abs(weight) * input_norm\n"
+    shared = f"strength = 0.01\n\n{score}\n\ndef allocate(depth):\n    return depth\n"
+    for rung in ("probe", "quick", "full"):
+        assert damage(scorer, rung, score) == pytest.approx(damage(scorer, rung, shared), rel=1e-6)
+    assert alike(*(scorer.score(Task("probe", text)).signature for text in (score, shared)))
 
 
 def test_agreement_is_the_share_of_weights_treated_alike():

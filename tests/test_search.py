@@ -165,6 +165,26 @@ def test_a_budget_ends_a_search_between_batches(tmp_path: Path, budget: dict[str
     assert archive.get("finalists")  # it ends as any other
 
 
+def test_a_search_that_a_budget_stopped_chooses_its_finalists_anew(tmp_path: Path):
+    searched(tmp_path / "stopped", evaluations=24, budget_s=0.0).close()
+    assert contents(searched(tmp_path / "stopped", evaluations=24))["proposals"]
+    names = Archive.open(tmp_path / "stopped" / "archive.sqlite")
+    whole = searched(tmp_path / "whole", evaluations=24)
+    assert len(names.proposals()) == len(whole.proposals())
+    assert names.get("finalists") != names.get("names")
+    assert set(names.get("finalists")) <= {node.digest for node in names.nodes()}
+    assert names.get("chosen after 0") != names.get("chosen after 24")
+
+
+def test_where_nothing_can_be_measured_it_says_why(tmp_path: Path):
+    class Broken(FakeExecutor):
+        def run(self, tasks: Any) -> Any:
+            yield from ((task, Outcome(error="out of memory")) for task in tasks)
+
+    with pytest.raises(AutopruneError, match=r"no program could be measured \(out of memory\)"):
+        searched(tmp_path, executor=Broken())
+
+
 def test_more_evaluations_go_on_where_it_stopped(tmp_path: Path):
     searched(tmp_path, evaluations=12).close()
     executor = FakeExecutor()

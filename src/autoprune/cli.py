@@ -411,9 +411,8 @@ def _search(
 
 def _print_account(told: Account) -> None:
     rungs = list(told.seconds_by_rung)
-    print(
-        f"{'hash':<17}{''.join(f'{rung:>9}' for rung in rungs)}  against the baselines on fresh tokens (95 % interval)"
-    )
+    heading = "".join(f"{rung:>9}" for rung in rungs)
+    print(f"{'hash':<17}{'from':<20}{heading}  against the baselines on fresh tokens (95 % interval)")
     names = {row.digest for row in told.rows}
     for row in [*told.rows, *(row for row in told.baselines if row.digest not in names)]:
         damage = "".join(f"{row.damage[rung]:9.4f}" if rung in row.damage else f"{'-':>9}" for rung in rungs)

@@ -8,6 +8,7 @@ Legend: B sequences, L tokens per sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from autoprune.inputs import SELF, calibration_tokens, opened_model
 from autoprune.language import Program, read_program
 from autoprune.language.space import Space
 from autoprune.layer import Method
-from autoprune.models import InMemoryBlocks, OpenModel, all_linears, open_model
+from autoprune.models import InMemoryBlocks, OpenModel, all_linears, fingerprint, open_model
 from autoprune.progress import Progress, Silent
 from autoprune.scoring.rungs import REFERENCE
 from autoprune.scoring.scorer import FRESH, FULL, QUICK, RUNGS, ModelRecipe
@@ -116,6 +117,12 @@ def discover(
     target = Target.of(sparsity, pattern)
     space = Space.of(freeze, pattern=bool(target.group))
     _check(proposer, prompt, evaluations, workers, propagation)
+    budgets = {"--budget-usd": budget_usd, "--budget-s": budget_s, "--budget-tokens": budget_tokens}
+    for name, value in (budgets | {"--prompt-tokens": prompt_tokens, "--timeout-s": service.timeout_s}).items():
+        if value is not None and not 0 <= value < math.inf:
+            raise AutopruneError(f"{name} cannot be {value}", remedy="give a number of at least 0")
+    if sequences is not None and sequences < 2:
+        raise AutopruneError(f"--sequences {sequences} is too few for a search", remedy="give at least 2")
     if calibration != SELF:
         check_source(calibration)
     with writing_to(folder):
@@ -136,6 +143,8 @@ def discover(
                 "prompt_tokens": prompt_tokens,
                 "propagation": propagation,
                 "calibration": text["sha256"],
+                "dtype": str(opened.model.dtype).removeprefix("torch."),
+                "weights": fingerprint(opened.model)[:16],
             },
         )
         recipe = ModelRecipe(
@@ -280,7 +289,8 @@ def _tokens(
 def _roots(space: Space) -> list[Program]:
     """Programs of the library that a search starts from."""
     programs = [algorithms.load(name) for name in algorithms.names()]
-    roots = [program for program in programs if program.score and not space.refusal(program)]
+    fitted = [found for program in programs if (found := space.fitted(program))]
+    roots = list({program.digest: program for program in fitted}.values())
     if not roots:
         raise AutopruneError("no program of the library leaves all that is frozen as it is", remedy="freeze less")
     # Of two that do the same the first is the one that is kept.
@@ -288,10 +298,11 @@ def _roots(space: Space) -> list[Program]:
 
 
 def _baselines(graph: Graph, roots: list[Program]) -> list[Program]:
-    """What the best is compared with at the end: the usual ones, and the best of the library."""
-    known = [digest for digest in graph.ranked if digest in {root.digest for root in roots}]
-    best_known = {root.name for root in roots if known and root.digest == known[0]}
-    return [root for root in roots if root.name in {*_BASELINES, *best_known}]
+    """What the best is compared with at the end: the usual ones, whatever is frozen, and the best of the roots."""
+    usual = [algorithms.load(name) for name in _BASELINES]
+    known = {root.digest: root for root in roots}
+    first = [known[digest] for digest in graph.ranked if digest in known][:1]
+    return list({program.digest: program for program in (*usual, *first)}.values())
 
 
 def _proposer(text: str, opened: OpenModel, space: Space, service: Service) -> Proposer:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import product
 
-from autoprune.errors import AutopruneError
 from autoprune.language.canonical import ATOM, NEGATION, POWER, PRECEDENCE
 from autoprune.language.operators import OPERATORS, Operator
 from autoprune.language.productions import TYPES, leaves, productions
@@ -90,11 +89,8 @@ def grammar(space: Space, *, max_field: int = 160) -> str:
 def _program(space: Space) -> list[str]:
     """Options, then the functions. Where an option of allocate is frozen at another value than its default, a program
     has to set it, and so to define allocate."""
-    methods = [method for method in space.methods if method[1] != "none" or not space.frozen.get("towards_dense")]
-    if not methods:
-        raise AutopruneError("no program can have all of that", where="--freeze", remedy="freeze less")
     programs = [r'score_options "\n"? score']
-    lines = [f"score_options: {_either(_score_options(space, *method) for method in methods)}"]
+    lines = [f"score_options: {_either(_score_options(space, *method) for method in space.methods)}"]
     if space.allocates:
         options = [option for option in OPTIONS.values() if option.function == ALLOCATE]
         both = r'score_options allocate_options "\n"? score "\n\n" allocate'

@@ -148,14 +148,6 @@ def _example(function: str) -> Program:
     return read_program(FUNCTIONS[function].example)
 
 
-def _methods(space: Space) -> tuple[tuple[str, str], ...]:
-    """The pairs of refine and update of the space's programs; towards_dense takes an update."""
-    pairs = tuple(pair for pair in space.methods if pair[1] != "none" or not space.frozen.get("towards_dense"))
-    if not pairs:
-        raise AutopruneError("no program has all the frozen options together", where="--freeze", remedy="freeze fewer")
-    return pairs
-
-
 def _needs_allocate(space: Space) -> bool:
     """Whether an option is frozen that only a program with an allocation can have."""
     frozen = (name for name, value in space.frozen.items() if value != OPTIONS[name].default)
@@ -165,7 +157,7 @@ def _needs_allocate(space: Space) -> bool:
 def random_options(rng: Random, space: Space) -> dict[str, str | float]:
     options: dict[str, str | float] = {name: option.default for name, option in OPTIONS.items()}
     if rng.random() < 0.4:
-        options["refine"], options["update"] = rng.choice(_methods(space))
+        options["refine"], options["update"] = rng.choice(space.methods)
     for name, option in OPTIONS.items():
         if name not in ("refine", "update") and rng.random() < (0.5 if option.choices else 0.3):
             options[name] = rng.choice(option.choices or NUMBERS[name])
@@ -192,7 +184,7 @@ def _settled(draft: _Draft, space: Space) -> _Draft:
     """The draft with options as the space has them, and at their defaults where they say nothing."""
     frozen = {name: value for name, value in space.frozen.items() if OPTIONS[name].function in draft.trees}
     given = draft.options["refine"], draft.options["update"]
-    refine, update = min(_methods(space), key=lambda pair: (pair[0] != given[0]) + (pair[1] != given[1]))
+    refine, update = min(space.methods, key=lambda pair: (pair[0] != given[0]) + (pair[1] != given[1]))
     draft = draft.with_options({"refine": refine, "update": update})
     silent = {name: option.default for name, option in OPTIONS.items() if not _says(name, draft, space)}
     return draft.with_options({**silent, **frozen})
@@ -363,7 +355,7 @@ def _change_option(draft: _Draft, rng: Random, space: Space) -> _Changed | None:
         return None
     name = rng.choice(names)
     if name in ("refine", "update"):
-        return _set(draft, dict(zip(("refine", "update"), rng.choice(_methods(space)), strict=True)))
+        return _set(draft, dict(zip(("refine", "update"), rng.choice(space.methods), strict=True)))
     return _set(draft, {name: _other_value(OPTIONS[name], draft.options[name], rng)})
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from autoprune.errors import AutopruneError, nearest
+from autoprune.language.canonical import print_program
 from autoprune.language.program import CHOOSES_MASK, OPTIONS, Program, accepted
+from autoprune.language.reader import read_program
 from autoprune.language.statistics import FUNCTIONS
 
 ALLOCATE, UNIFORM = "allocate", "uniform"
@@ -37,13 +39,18 @@ class Space:
                         f"allocate cannot be '{value}'", where="--freeze", remedy="use allocate=uniform"
                     )
                 allocates = False
+            elif name in frozen:
+                raise AutopruneError(f"{name} is given twice", where="--freeze", remedy="give it once")
             elif name in OPTIONS:
                 frozen |= accepted(**{name: _value(name, value)})
             else:
                 raise AutopruneError(
                     f"unknown option '{name}'", where="--freeze", remedy=nearest(name, [*OPTIONS, ALLOCATE])
                 )
-        return cls(MappingProxyType(frozen), allocates, pattern)
+        space = cls(MappingProxyType(frozen), allocates, pattern)
+        if not space.methods:
+            raise AutopruneError("no program can have all of that together", where="--freeze", remedy="freeze fewer")
+        return space
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -60,8 +67,26 @@ class Space:
             (str(refine), str(update))
             for refine in refines
             for update in updates
-            if not (refine != "none" and update in CHOOSES_MASK) and not (refine == "permute" and not self.pattern)
+            if not (refine != "none" and update in CHOOSES_MASK)
+            and not (refine == "permute" and not self.pattern)
+            and not (update == "none" and self.frozen.get("towards_dense"))
         )
+
+    def fitted(self, program: Program) -> Program | None:
+        """The program with what is frozen as it is here; None where that makes none of this space."""
+        tapes = [tape for tape in program.functions if tape.function in self.functions]
+        defined = {tape.function for tape in tapes}
+        frozen = {name: value for name, value in self.frozen.items() if OPTIONS[name].function in defined}
+        options = {
+            name: value if OPTIONS[name].function in defined else OPTIONS[name].default
+            for name, value in {**program.options, **frozen}.items()
+        }
+        if options["update"] == "none":
+            options["towards_dense"] = 0.0
+        if "score" not in defined:
+            return None
+        made = read_program(print_program(options, tapes), name=program.name)
+        return None if self.refusal(made) else made
 
     def refusal(self, program: Program) -> str:
         """Why a program is not one of them, for its author to mend; "" where it is."""
@@ -73,8 +98,9 @@ class Space:
             for name in tape.statistics:
                 if not FUNCTIONS[tape.function].statistics[name].searched:
                     return f"{name} takes too long to measure for a search; use another statistic"
+        defined = {tape.function for tape in program.functions}
         for name, value in self.frozen.items():
-            if OPTIONS[name].function in self.functions and program.options[name] != value:
+            if OPTIONS[name].function in defined and program.options[name] != value:
                 return f"{name} is frozen at {value!r}, not {program.options[name]!r}; write {name} = {value!r}"
         method = str(program.options["refine"]), str(program.options["update"])
         if method not in self.methods:

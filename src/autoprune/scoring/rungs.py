@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autoprune.algorithms import load
 from autoprune.allocate import shares
-from autoprune.allocation import UNIFORM, Allocation
+from autoprune.allocation import UNIFORM, Allocation, counts
 from autoprune.channels import free_channels
 from autoprune.equal_harm import equal_harm, masks_only
 from autoprune.judge import Judge
@@ -79,12 +79,15 @@ class Bench:
         ]
 
     def sparsity_N(self, program: Program) -> np.ndarray:
-        """What each linear layer loses by the program's allocation; the mean is exact."""
+        """What each linear layer loses by the program's allocation, as a prune would count it: with an n:m target that
+        is whole steps of n."""
         if program.allocate is None:
             return np.full(len(self.store.linears), float(self.target.fraction))
         allocation = Allocation.of(program)
         found = shares(allocation, self.measurements)
-        return self.measurements.per_linear(found.sparsity_L, allocation.granularity)
+        wanted_N = self.measurements.per_linear(found.sparsity_L, allocation.granularity)
+        size_N = [linear.size for linear in self.store.linears]
+        return np.divide(counts(self.target, wanted_N.tolist(), size_N), size_N)
 
 
 class Probe:
@@ -96,12 +99,12 @@ class Probe:
 
     def __call__(self, program: Program) -> tuple[np.ndarray, str]:
         """Damage by part, and the signature."""
-        bench, method = self.bench, Method.of(program).undamaged
+        bench, method = self.bench, Method.of(program)
         sparsity_N = bench.sparsity_N(program)
         expected = bench.expected.damage(sparsity_N)
         found, kept = [], []
         for piece, reference in zip(self._pieces, self._reference, strict=True):
-            harm, keep_RC = _tried(piece, method, bench.target)
+            harm, keep_RC = _tried(piece, method.undamaged, bench.target)
             found.append(harm / reference if reference > 0 else 1.0)
             kept.append(keep_RC)
         return expected * np.array(found), signature(method, kept, sparsity_N.tolist())

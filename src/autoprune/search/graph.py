@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from autoprune.errors import AutopruneError
 from autoprune.search.archive import Archive, Edge, Node
 from autoprune.search.protocol import Outcome
 
@@ -109,6 +110,12 @@ class Graph:
 
     def choose(self, rng: random.Random, visits: Mapping[str, int], others_than: str = "") -> str:
         """A parent: good ones rather than bad ones, and those that have been tried less rather than more."""
+        if not self.ranked:
+            errors = sorted({outcome.error for outcome in self.outcomes.values() if outcome.error})
+            raise AutopruneError(
+                f"no program could be measured ({errors[0] if errors else 'none was there'})",
+                remedy="mend that and give another --run",
+            )
         ranked = [digest for digest in self.ranked if digest != others_than] or self.ranked
         spread = max(2.0, len(ranked) / 8)
         weights = [

@@ -131,7 +131,7 @@ class Search:
             numbers = range(done, min(done + settings.batch, settings.evaluations))
             self._batch(self._asked(numbers), seconds)
             done = numbers.stop
-        self._finals(baselines)
+        self._finals(baselines, done)
         with self.archive.transaction():
             self.archive.set("seconds", seconds())
 
@@ -361,11 +361,11 @@ class Search:
 
     # ---------------------------------------------------------------- the last word
 
-    def _finals(self, baselines: Callable[[Graph], Sequence[Program]]) -> None:
+    def _finals(self, baselines: Callable[[Graph], Sequence[Program]], done: int) -> None:
         """Measure the best on the last rung, if they have not been there, then all finalists on fresh tokens."""
         full, graph = self.settings.rungs[-1], self._graph()
         # Written down first: half of the figures must not change the choice when a killed search goes on.
-        name = f"chosen after {self.settings.evaluations}"
+        name = f"chosen after {done}"
         chosen = self.archive.get(name)
         if chosen is None:
             compared = {program.name: program.canonical for program in baselines(graph)}
