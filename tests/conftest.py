@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import tiny
 from autoprune.cli import main
 from command import Ran, Run
 
@@ -27,6 +28,20 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPRUNE_CACHE", str(root))
         yield root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model."""
+    return tiny.save(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to calibrate on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(tiny.text(), "utf-8")
+    return path
 
 
 @pytest.fixture

@@ -111,7 +111,8 @@ def searched(folder: Path, *, proposer: Any = None, executor: Any = None, **sett
 def contents(archive: Archive) -> dict[str, Any]:
     """All that an archive says, but for what clocks have said."""
     kept = {name: archive.get(name) for name in ("finalists", "baselines")}
-    calls = [(call.step, call.round, call.prompt, call.reply, call.model, call.error) for call in archive.calls()]
+    told = [(call, call.answer) for call in archive.calls()]
+    calls = [(call.step, call.round, call.prompt, answer.text, answer.model, answer.error) for call, answer in told]
     return kept | {
         "nodes": archive.nodes(),
         "edges": archive.edges(),

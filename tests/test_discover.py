@@ -13,25 +13,12 @@ from typing import Any
 
 import pytest
 
-import tiny
 from autoprune import algorithms
 from autoprune.search.archive import Archive
 from command import Run
 from fake_search import contents
 
 SIZES = ("--sequences", 6, "--length", 24)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("search") / "model")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(tiny.text(), "utf-8")
-    return path
 
 
 @pytest.fixture

@@ -52,6 +52,11 @@ class Allocation:
         options = program.settings("allocate")
         return cls(name=program.name, tape=tape, digest=program.digest, text=program.text, **options)  # pyright: ignore[reportArgumentType]
 
+    @classmethod
+    def own(cls, program: Program) -> Allocation:
+        """A program's own, uniform where it defines none."""
+        return cls.of(program) if program.allocate else cls.named(UNIFORM)
+
     def with_options(self, **options: str | float | None) -> Allocation:
         """The same with other options; None leaves one as it is."""
         given = accepted(**options)

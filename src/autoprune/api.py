@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from autoprune import algorithms
-from autoprune.allocation import AUTO, NOT_PROGRAMS, UNIFORM, Allocation
+from autoprune.allocation import AUTO, NOT_PROGRAMS, Allocation
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.diagnosis import Diagnosis, diagnose_model
@@ -39,7 +39,7 @@ from autoprune.progress import Progress, Silent
 from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
 from autoprune.share_out import share_out
 from autoprune.sparsity import Target
-from autoprune.stream import PROPAGATION
+from autoprune.stream import check_propagation
 
 _EVALUATION_LENGTH = 2048
 
@@ -135,8 +135,7 @@ def prune(
     sharing = choose_allocation(allocation, program).with_options(
         granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
     )
-    if propagation not in PROPAGATION:
-        raise AutopruneError(f"unknown propagation '{propagation}'", remedy=f"use {', '.join(PROPAGATION)}")
+    check_propagation(propagation)
     if method.towards_dense and propagation == "dense":
         progress.note("with propagation dense every layer has the unpruned model's inputs: towards_dense is not used")
         method = method.undamaged
@@ -321,7 +320,7 @@ def diagnose(
 def choose_allocation(given: str | Path | Program | None, program: Program) -> Allocation:
     """The allocation that is meant: what is given, else the program's own, else uniform."""
     if given is None:
-        return Allocation.of(program) if program.allocate else Allocation.named(UNIFORM)
+        return Allocation.own(program)
     if str(given) in NOT_PROGRAMS:
         return Allocation.named(str(given))
     return Allocation.of(

@@ -44,7 +44,7 @@ from autoprune.search.proposers.local import Local
 from autoprune.search.proposers.openai import OpenAI
 from autoprune.search.protocol import Executor, Proposer
 from autoprune.sparsity import Target
-from autoprune.stream import PROPAGATION
+from autoprune.stream import check_propagation
 
 ARCHIVE, WINNER = "archive.sqlite", "winner.prune"
 
@@ -224,8 +224,7 @@ def _check(proposer: str, prompt: str, evaluations: int, workers: int, propagati
             raise AutopruneError(f"{name} cannot be {value}", remedy=f"give at least {least}")
     if prompt not in (GRAPH, PLAIN):
         raise AutopruneError(f"unknown prompt '{prompt}'", remedy=f"use {GRAPH} or {PLAIN}")
-    if propagation not in PROPAGATION:
-        raise AutopruneError(f"unknown propagation '{propagation}'", remedy=f"use {', '.join(PROPAGATION)}")
+    check_propagation(propagation)
 
 
 @contextmanager
@@ -343,7 +342,8 @@ def _write_winner(archive: Archive, folder: Path, model: str, target: Target) ->
     node = next(node for node in archive.nodes() if node.digest == digest)
     how = f"Found by autoprune search for {Path(model).name} at {target}; hash {digest}."
     path = folder / WINNER
-    write_text(path, f'"""{how}"""\n\n{node.canonical}')
+    with writing_to(path):
+        write_text(path, f'"""{how}"""\n\n{node.canonical}')
     assert read_program(path.read_text("utf-8")).digest == digest
     return str(path)
 

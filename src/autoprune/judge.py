@@ -18,6 +18,9 @@ from autoprune.stream import MICRO_BATCH_TOKENS, micro_batches, walk_blocks
 
 _TOP = 256  # likeliest tokens that are kept of each position; all others are one more outcome
 
+WORST = 1e3
+"""Nats a token, that a damage counts as which is larger or not finite."""
+
 Likely = tuple[Tensor, Tensor]
 """Of each position of a micro-batch: the likeliest tokens (T, K), int32, and their log-probabilities (T, K)."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,7 +17,7 @@ from torch import Tensor
 from autoprune.allocation import project
 from autoprune.equal_harm import equal_harm, masks_only, needs
 from autoprune.errors import AutopruneError
-from autoprune.files import cache_folder, writing_to
+from autoprune.files import cache_folder, write_text, writing_to
 from autoprune.gradients import loss_gradients
 from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, WEIGHTS
 from autoprune.language.types import Type
@@ -223,8 +222,5 @@ class Measurements:
                 damage[-1].append(trial.damage(alone_N))
                 self.progress.advance(1)
         with writing_to(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".partial-{os.getpid()}")
-            partial.write_text(json.dumps({"levels": levels, "damage": damage}), "utf-8")
-            partial.replace(file)
+            write_text(file, json.dumps({"levels": levels, "damage": damage}))
         return Curves(levels, damage)

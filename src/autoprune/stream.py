@@ -40,6 +40,13 @@ PROPAGATION = {
     "dense": "every layer sees the inputs of the unpruned model",
 }
 
+
+def check_propagation(name: str) -> None:
+    """Refuse what is none of PROPAGATION."""
+    if name not in PROPAGATION:
+        raise AutopruneError(f"unknown propagation '{name}'", remedy=f"use {', '.join(PROPAGATION)}")
+
+
 MICRO_BATCH_TOKENS = {"cpu": 4096}
 """Tokens that go through a layer at once, by device type: small enough for a CPU's caches."""
 _MICRO_BATCH_TOKENS_ELSEWHERE = 32_768

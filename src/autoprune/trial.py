@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoprune.backward import backward, recomputing
 from autoprune.errors import AutopruneError
-from autoprune.judge import Judge
+from autoprune.judge import WORST, Judge
 from autoprune.language.program import Tape
 from autoprune.models import BlockSource, Linear, all_linears, input_device, users
 from autoprune.sparsity import Target, zero_pruned_
@@ -26,7 +26,6 @@ from autoprune.statistics import Gradient
 from autoprune.stream import NO_GRADIENTS, NOTHING_MORE, Visit, micro_batches, walk
 
 _LEVELS = 255  # ranks and thresholds both fit one byte
-_WORST = 1e3  # nats a token, also for outputs that are not finite
 _BAND = 0.1  # width, in sparsity, of the band of weights on either side of the threshold whose worth is measured
 
 
@@ -119,7 +118,7 @@ class Trial:
             return weight_RC
 
         damage = float(self.judge.divergence(masked, batches).mean())
-        return min(damage, _WORST) if np.isfinite(damage) else _WORST
+        return min(damage, WORST) if np.isfinite(damage) else WORST
 
     def marginal_damage(self, sparsity_N: np.ndarray | Sequence[float], batches: int | None = None) -> np.ndarray:
         """Derivative of `damage` by the sparsity of each linear layer: float64 (N,), by one backward pass.

@@ -94,8 +94,7 @@ def _program(space: Space) -> list[str]:
     if space.allocates:
         options = [option for option in OPTIONS.values() if option.function == ALLOCATE]
         both = r'score_options allocate_options "\n"? score "\n\n" allocate'
-        needed = any(space.frozen.get(option.name, option.default) != option.default for option in options)
-        programs = [both] if needed else [*programs, both]
+        programs = [both] if space.needs_allocate else [*programs, both]
         lines.append(f"allocate_options: {_sequence(_setting(space, option) for option in options)}")
     numbers = [option for option in OPTIONS.values() if not option.choices and option.function in space.functions]
     lines += [f"{option.name.upper()}: /{_numbers(option)}/" for option in numbers]

@@ -60,7 +60,7 @@ def random_program(rng: Random, space: Space) -> str:
     # Drawn once, not again with every try: of small programs, and of some options, more make sense.
     budget = rng.choices((1, 2, 3, 4), (1, 4, 4, 1))[0]
     options = random_options(rng, space)
-    functions = [SCORE, *[ALLOCATE] * (_needs_allocate(space) or (space.allocates and rng.random() < 0.3))]
+    functions = [SCORE, *[ALLOCATE] * (space.needs_allocate or (space.allocates and rng.random() < 0.3))]
 
     def attempt() -> _Changed:
         return _Draft(options, {name: random_tree(name, budget, rng) for name in functions}), "drawn at random"
@@ -119,7 +119,7 @@ class _Draft:
         """The program, made to fit a space that it may not be from."""
         tapes = [tape for tape in program.functions if tape.function in space.functions and _searched(tape)]
         trees = {tape.function: tree_of(tape) for tape in tapes}
-        for name in (SCORE, ALLOCATE) if _needs_allocate(space) else (SCORE,):
+        for name in (SCORE, ALLOCATE) if space.needs_allocate else (SCORE,):
             trees.setdefault(name, tree_of(_example(name).require(name)))
         return _settled(cls(program.options, trees), space)
 
@@ -146,12 +146,6 @@ def _searched(tape: Tape) -> bool:
 @cache
 def _example(function: str) -> Program:
     return read_program(FUNCTIONS[function].example)
-
-
-def _needs_allocate(space: Space) -> bool:
-    """Whether an option is frozen that only a program with an allocation can have."""
-    frozen = (name for name, value in space.frozen.items() if value != OPTIONS[name].default)
-    return space.allocates and any(OPTIONS[name].function == ALLOCATE for name in frozen)
 
 
 def random_options(rng: Random, space: Space) -> dict[str, str | float]:
@@ -401,7 +395,7 @@ def _change_allocate(draft: _Draft, rng: Random, space: Space) -> _Changed | Non
 
 
 def _may_drop(draft: _Draft, space: Space) -> bool:
-    return ALLOCATE in draft.trees and not _needs_allocate(space)
+    return ALLOCATE in draft.trees and not space.needs_allocate
 
 
 def _dropped(draft: _Draft) -> _Changed:

@@ -72,6 +72,12 @@ class Space:
             and not (update == "none" and self.frozen.get("towards_dense"))
         )
 
+    @property
+    def needs_allocate(self) -> bool:
+        """Whether an option is frozen, at another value than its default, that only an allocation has."""
+        changed = [name for name, value in self.frozen.items() if value != OPTIONS[name].default]
+        return self.allocates and any(OPTIONS[name].function == ALLOCATE for name in changed)
+
     def fitted(self, program: Program) -> Program | None:
         """The program with what is frozen as it is here; None where that makes none of this space."""
         tapes = [tape for tape in program.functions if tape.function in self.functions]

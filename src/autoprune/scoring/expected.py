@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
-from autoprune.files import writing_to
+from autoprune.files import write_text, writing_to
 from autoprune.layer import Method
 from autoprune.measurements import Measurements
 from autoprune.scoring.parts import Piece, part_of
@@ -41,11 +40,6 @@ class Expected:
         """Of these sparsities of the linear layers, in nats a token."""
         return float(sum(self._damage_N(np.asarray(sparsity_N, dtype=np.float64))))
 
-    @cached_property
-    def uniform(self) -> float:
-        """Of the target's sparsity in every layer."""
-        return self.damage(np.full(len(self.store.linears), float(self.target.fraction)))
-
     def _damage_N(self, sparsity_N: np.ndarray) -> np.ndarray:
         curve_NS, price_N = self._known
         return price_N * np.array([np.interp(s, LEVELS, curve) for s, curve in zip(sparsity_N, curve_NS, strict=True)])
@@ -66,10 +60,7 @@ class Expected:
         curve_NS = np.array([self._curve(index) for index in range(len(self.store.linears))])
         price_N = self._prices(curve_NS)
         with writing_to(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".partial-{os.getpid()}")
-            partial.write_text(json.dumps({"curves": curve_NS.tolist(), "prices": price_N.tolist()}), "utf-8")
-            partial.replace(file)
+            write_text(file, json.dumps({"curves": curve_NS.tolist(), "prices": price_N.tolist()}))
         return curve_NS, price_N
 
     def _curve(self, index: int) -> list[float]:

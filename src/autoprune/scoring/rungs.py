@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autoprune.algorithms import load
 from autoprune.allocate import shares
-from autoprune.allocation import UNIFORM, Allocation, counts
+from autoprune.allocation import Allocation, counts
 from autoprune.channels import free_channels
 from autoprune.equal_harm import equal_harm, masks_only
 from autoprune.judge import Judge
@@ -168,7 +168,7 @@ class Full:
         """Divergence (B,) of each sequence of the judge of that name."""
         bench, method = self.bench, Method.of(program)
         source, tokens_BL = bench.source, bench.tokens_BL
-        allocation = Allocation.of(program) if program.allocate else Allocation.named(UNIFORM)
+        allocation = Allocation.own(program)
         sparsity_N, _ = share_out(
             source, program, method, bench.target, allocation, tokens_BL, bench.propagation, Silent()
         )

@@ -16,7 +16,7 @@ import torch
 
 from autoprune.algorithms import load
 from autoprune.errors import AutopruneError
-from autoprune.judge import Judge
+from autoprune.judge import WORST, Judge
 from autoprune.language import Program, read_program
 from autoprune.models import InMemoryBlocks, OpenModel, open_model
 from autoprune.progress import Progress, Silent
@@ -28,8 +28,6 @@ from autoprune.sparsity import Target
 PROBE, QUICK, FULL, FRESH = "probe", "quick", "full", "fresh"
 RUNGS = (PROBE, QUICK, FULL)
 """From the cheapest on. FRESH is FULL on tokens that no search has seen, for the last word."""
-
-_WORST = 1e3  # nats a token, also for outputs that are not finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +119,6 @@ class ModelScorer:
 
 def _outcome(parts_B: np.ndarray, *, signature: str = "", **figures: float) -> Outcome:
     """The mean of the parts; what is not finite counts as the worst."""
-    parts_B = np.minimum(np.nan_to_num(parts_B, nan=_WORST, posinf=_WORST), _WORST)
+    parts_B = np.minimum(np.nan_to_num(parts_B, nan=WORST, posinf=WORST), WORST)
     damage = float(parts_B.mean())
     return Outcome(damage=damage, parts=tuple(map(float, parts_B)), signature=signature, figures=figures)

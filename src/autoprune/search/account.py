@@ -55,7 +55,7 @@ class Account:
 def account(archive: Archive, rungs: Sequence[str], fresh: str, count: int = 10) -> Account:
     """The account of a search so far: its `count` best programs, by the most telling figures there are."""
     graph = Graph(archive, rungs)
-    calls, proposals = archive.calls(), archive.proposals()
+    (tokens, usd), proposals = archive.cost(), archive.proposals()
     outcomes: dict[str, int] = {}
     for proposal in proposals:
         if proposal.step >= 0:
@@ -71,8 +71,8 @@ def account(archive: Archive, rungs: Sequence[str], fresh: str, count: int = 10)
         correlations={f"{low} → {high}": graph.correlation(low, high) for low, high in _pairs(rungs)},
         seconds_by_rung={rung: _median(_seconds(graph, rung)) for rung in all_rungs},
         seconds=float(archive.get("seconds", 0.0)),
-        tokens=sum((call.tokens_in or 0) + (call.tokens_out or 0) for call in calls),
-        usd=sum(call.price_usd or 0.0 for call in calls),
+        tokens=tokens,
+        usd=usd,
     )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import AutopruneError
-from autoprune.search.protocol import Outcome
+from autoprune.search.protocol import Answer, Outcome
+from autoprune.search.reply import sound
 
 FORMAT = 1
 
@@ -83,13 +84,7 @@ class Call:
     step: int
     round: int
     prompt: str
-    reply: str
-    model: str
-    seconds: float
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    price_usd: float | None = None
-    error: str = ""
+    answer: Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,19 +195,20 @@ class Archive:
 
     def add_call(self, call: Call) -> None:
         """At once, outside of the step's transaction."""
+        answer = call.answer
         self._connection.execute(
             "INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 call.step,
                 call.round,
-                _text(call.prompt),
-                _text(call.reply),
-                call.model,
-                call.tokens_in,
-                call.tokens_out,
-                call.seconds,
-                call.price_usd,
-                _text(call.error),
+                sound(call.prompt),
+                sound(answer.text),
+                answer.model,
+                answer.tokens_in,
+                answer.tokens_out,
+                answer.seconds,
+                answer.price_usd,
+                sound(answer.error),
             ),
         )
 
@@ -229,8 +225,8 @@ class Archive:
                 edge.step,
                 edge.child,
                 edge.operator,
-                _text(edge.diagnosis),
-                _text(edge.hypothesis),
+                sound(edge.diagnosis),
+                sound(edge.hypothesis),
                 edge.predicted,
                 edge.observed,
                 edge.noise,
@@ -254,12 +250,12 @@ class Archive:
                 outcome.signature,
                 outcome.seconds,
                 outcome.peak_bytes,
-                _text(outcome.error),
+                sound(outcome.error),
             ),
         )
 
     def add_proposal(self, proposal: Proposal) -> None:
-        row = (proposal.step, proposal.outcome, _text(proposal.detail), proposal.digest)
+        row = (proposal.step, proposal.outcome, sound(proposal.detail), proposal.digest)
         self._connection.execute("INSERT INTO proposal VALUES (?, ?, ?, ?)", row)
 
     # ---------------------------------------------------------------- reading
@@ -304,17 +300,23 @@ class Archive:
         }
 
     def calls(self, step: int | None = None) -> list[Call]:
-        names = "step, round, prompt, reply, model, seconds, tokens_in, tokens_out, price_usd, error"
+        names = ("text", "model", "seconds", "tokens_in", "tokens_out", "price_usd", "error")
         rows = self._connection.execute(
-            f"SELECT {names} FROM call WHERE ?1 IS NULL OR step = ?1 ORDER BY step, round", (step,)
+            "SELECT step, round, prompt, reply, model, seconds, tokens_in, tokens_out, price_usd, error FROM call "
+            "WHERE ?1 IS NULL OR step = ?1 ORDER BY step, round",
+            (step,),
         )
-        return [Call(**dict(zip(names.split(", "), row, strict=True))) for row in rows]
+        return [
+            Call(step=step, round=turn, prompt=prompt, answer=Answer(**dict(zip(names, answer, strict=True))))
+            for step, turn, prompt, *answer in rows
+        ]
+
+    def cost(self) -> tuple[int, float]:
+        """Tokens of all prompts and replies, and US dollars, as far as they are known."""
+        statement = "SELECT TOTAL(tokens_in) + TOTAL(tokens_out), TOTAL(price_usd) FROM call"
+        tokens, usd = self._connection.execute(statement).fetchone()
+        return int(tokens), usd
 
     def proposals(self) -> list[Proposal]:
         rows = self._connection.execute("SELECT step, outcome, detail, digest FROM proposal ORDER BY step")
         return [Proposal(step=s, outcome=o, detail=d, digest=g) for s, o, d, g in rows]
-
-
-def _text(text: str) -> str:
-    """What SQLite can store: half surrogate pairs, which a model's reply may have, are replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")

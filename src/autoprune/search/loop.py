@@ -122,10 +122,7 @@ class Search:
         self.watch.started(self._graph(), max(done, 0), settings.evaluations)
         if done < 0:
             self.archive.set("names", {root.digest: root.name for root in reversed(roots)})
-            self._batch(
-                [_Step(number, program=program) for number, program in zip(range(done, 0), roots[done:], strict=True)],
-                seconds,
-            )
+            self._batch([_Step(done + index, program=root) for index, root in enumerate(roots)], seconds)
             done = 0
         while done < settings.evaluations and not self._spent(seconds()):
             numbers = range(done, min(done + settings.batch, settings.evaluations))
@@ -140,9 +137,7 @@ class Search:
 
     def _spent(self, seconds: float) -> bool:
         """Whether a budget is used up; says so."""
-        calls = self.archive.calls()
-        usd = sum(call.price_usd or 0.0 for call in calls)
-        tokens = sum((call.tokens_in or 0) + (call.tokens_out or 0) for call in calls)
+        tokens, usd = self.archive.cost()
         for name, used, budget in (
             ("seconds", seconds, self.settings.budget_s),
             ("US dollars", usd, self.settings.budget_usd),
@@ -188,11 +183,8 @@ class Search:
 
     def _answers(self, graph: Graph, steps: Sequence[_Step], prompts: Sequence[str], turn: int) -> dict[int, Answer]:
         """By step; from the archive where they have come before."""
-        known = {call.step: call for step in steps for call in self.archive.calls(step.number) if call.round == turn}
-        answers = {
-            number: Answer(text=call.reply, model=call.model, seconds=call.seconds, error=call.error)
-            for number, call in known.items()
-        }
+        calls = [call for step in steps for call in self.archive.calls(step.number) if call.round == turn]
+        answers = {call.step: call.answer for call in calls}
         requests = [
             Request(
                 step=step.number,
@@ -203,23 +195,11 @@ class Search:
                 seed=self._rng(step.number, f"answer {turn}").getrandbits(48),
             )
             for step, prompt in zip(steps, prompts, strict=True)
-            if step.number not in known
+            if step.number not in answers
         ]
         for request, answer in self.proposer.propose(requests) if requests else ():
             answers[request.step] = answer
-            call = Call(
-                step=request.step,
-                round=turn,
-                prompt=request.prompt,
-                reply=answer.text,
-                model=answer.model,
-                seconds=answer.seconds,
-                tokens_in=answer.tokens_in,
-                tokens_out=answer.tokens_out,
-                price_usd=answer.price_usd,
-                error=answer.error,
-            )
-            self.archive.add_call(call)
+            self.archive.add_call(Call(step=request.step, round=turn, prompt=request.prompt, answer=answer))
         return answers
 
     def _read(self, step: _Step, answer: Answer) -> None:

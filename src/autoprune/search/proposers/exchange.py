@@ -6,7 +6,6 @@ search that was interrupted finds the replies it had.
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoprune.errors import AutopruneError
-from autoprune.files import writing_to
+from autoprune.files import write_text, writing_to
 from autoprune.search.protocol import Answer, Request
 from autoprune.search.reply import sound
 
@@ -51,7 +50,7 @@ class Exchange:
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _holds(readme := self.folder / "README.txt", README):
-                _write(readme, README)
+                write_text(readme, README)
 
     def propose(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         """All answers, as replies are found; those that are there already come first."""
@@ -85,7 +84,7 @@ class Exchange:
             if not _holds(prompt, text):
                 if prompt.exists() and reply.exists():  # a reply to another prompt than this one
                     reply.replace(reply.with_suffix(".old.txt"))
-                _write(prompt, text)
+                write_text(prompt, text)
         return reply
 
     def _settled_size(self, path: Path) -> int:
@@ -113,16 +112,6 @@ class Exchange:
 
 def _holds(path: Path, text: str) -> bool:
     return path.exists() and path.read_bytes() == text.encode()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(text.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _answer(start: float, *, text: str = "", error: str = "") -> Answer:
