@@ -1,6 +1,7 @@
-"""Wall time of SparseGPT here and in llmcompressor, in turn, on the same tokens of the same model.
+"""Wall time, and perplexity afterwards, of a prune here and of llmcompressor's SparseGPT, in turn, on the same tokens.
 
-    python benchmarks/against_llmcompressor.py MODEL --text FILE --peer PATH_TO_PYTHON [--rounds 3] [--threads 2]
+    python benchmarks/against_llmcompressor.py MODEL --text FILE --peer PATH_TO_PYTHON [--test FILE] [--rounds 3]
+        [--algorithm best] [--target 0.7 | --target 2:4] [--propagation one_pass] [--threads 2]
 
 `--peer` is the interpreter of an environment that has llmcompressor. Every prune is a process of its own; what is timed
 is the prune alone, without imports, loading and saving. Prints medians, and the ratio to the peer in the same round.
@@ -24,52 +25,76 @@ import timing
 def main() -> None:
     parser = timing.parser(__doc__, rounds=3)
     parser.add_argument("--peer", required=True)
-    parser.add_argument("--sparsity", type=float, default=0.7)
+    parser.add_argument("--test", help="text the perplexity is of")
+    parser.add_argument("--test-sequences", type=int, default=16)
+    parser.add_argument("--algorithm", default="sparsegpt")
+    parser.add_argument("--target", default="0.7", help="a sparsity or an n:m pattern")
     parser.add_argument("--propagation", default="block")
     parser.add_argument("--one", choices=["own", "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--tokens", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    for name in ("model", "text", "test"):  # each prune runs in a folder of its own
+        if (path := Path(getattr(options, name) or "")).exists() and getattr(options, name):
+            setattr(options, name, str(path.resolve()))
     if options.one:
         print(json.dumps((own if options.one == "own" else peer)(options)))
         return
-    _, tokens_BL = timing.opened_with_tokens(options)
-    times: dict[str, list[float]] = {"own": [], "peer": []}
+    tokens = timing.opened_with_tokens(options)[1].tolist()
+    test = []
+    if options.test:
+        test = timing.test_tokens(options).tolist()
+    taken: dict[str, list[float]] = {"own": [], "peer": []}
+    perplexities: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        tokens = Path(folder) / "tokens.json"
-        tokens.write_text(json.dumps(tokens_BL.tolist()), "utf-8")
+        written = Path(folder) / "tokens.json"
+        written.write_text(json.dumps({"calibration": tokens, "test": test}), "utf-8")
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items()
+                 if name not in ("model", "one", "tokens", "rounds") and value is not None]  # fmt: skip
         for _ in range(options.rounds):
             for name, python in (("own", sys.executable), ("peer", options.peer)):
-                command = [python, __file__, *sys.argv[1:], "--one", name, "--tokens", str(tokens)]
-                result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+                command = [python, str(Path(__file__).resolve()), options.model, *given, "--one", name]
+                result = subprocess.run(
+                    [*command, "--tokens", str(written)], capture_output=True, text=True, cwd=folder
+                )
                 if result.returncode:
                     sys.exit(f"{name} failed:\n{result.stderr[-2000:]}")
-                times[name].append(json.loads(result.stdout.splitlines()[-1]))
-                print(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr)
-    for name, taken in times.items():
-        print(f"{name:<6} median {statistics.median(taken):6.1f} s")
-    print(f"ratio  {timing.ratios(times['own'], times['peer'])}")
+                seconds, perplexities[name] = json.loads(result.stdout.splitlines()[-1])
+                taken[name].append(seconds)
+                print(f"{name}: {seconds:.1f} s, perplexity {perplexities[name]:.2f}", file=sys.stderr)
+    for name, seconds in taken.items():
+        print(f"{name:<6} median {statistics.median(seconds):6.1f} s  perplexity {perplexities[name]:.2f}")
+    print(f"ratio  {timing.ratios(taken['own'], taken['peer'])}")
 
 
-def own(options: argparse.Namespace) -> float:
+def own(options: argparse.Namespace) -> tuple[float, float]:
     import torch
 
-    from autoprune.algorithms import load
-    from autoprune.layer import Method
-    from autoprune.models import InMemoryBlocks, open_model
-    from autoprune.prune import Recipe, prune_blocks
-    from autoprune.sparsity import Target
+    import autoprune
+    from autoprune.models import open_model
 
     torch.set_num_threads(options.threads)
-    source = InMemoryBlocks(open_model(options.model, device="cpu").model)
-    tokens_BL = torch.tensor(json.loads(Path(options.tokens).read_text("utf-8")))
-    method, target = Method.of(load("sparsegpt")), Target.of(options.sparsity)
-    start = time.perf_counter()
-    recipe = Recipe(method=method, target=target, propagation=options.propagation)
-    prune_blocks(source, recipe, tokens_BL, lambda layer: None)
-    return time.perf_counter() - start
+    opened = open_model(options.model, device="cpu")
+    is_pattern = ":" in options.target
+    report = autoprune.prune(
+        opened.model,
+        tokenizer=opened.tokenizer,
+        algorithm=options.algorithm,
+        pattern=options.target if is_pattern else None,
+        sparsity=None if is_pattern else float(options.target),
+        propagation=options.propagation,
+        calibration=f"file:{options.text}",
+        sequences=options.sequences,
+        length=options.length,
+    )
+    seconds = report.durations_s["allocation"] + report.durations_s["prune"]
+    return seconds, timing.perplexity(opened.model, tokens_of(options)["test"])
 
 
-def peer(options: argparse.Namespace) -> float:
+def tokens_of(options: argparse.Namespace) -> dict[str, list[list[int]]]:
+    return json.loads(Path(options.tokens).read_text("utf-8"))
+
+
+def peer(options: argparse.Namespace) -> tuple[float, float]:
     """The modifier's defaults; the sequential pipeline, which prunes block after block."""
     import torch
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
@@ -79,9 +104,16 @@ def peer(options: argparse.Namespace) -> float:
 
     torch.set_num_threads(options.threads)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
-    tokens: list[list[int]] = json.loads(Path(options.tokens).read_text("utf-8"))
+    tokens = tokens_of(options)["calibration"]
     rows: dict[str, Any] = {"input_ids": tokens, "attention_mask": [[1] * len(row) for row in tokens]}
-    recipe = SparseGPTModifier(sparsity=options.sparsity, targets=["Linear"], ignore=["lm_head"])
+    pattern = options.target if ":" in options.target else "0:0"
+    kept, group = map(int, pattern.split(":"))
+    recipe = SparseGPTModifier(
+        sparsity=1 - kept / group if group else float(options.target),
+        mask_structure=pattern,
+        targets=["Linear"],
+        ignore=["lm_head"],
+    )
     start = time.perf_counter()
     oneshot(
         model=model,
@@ -94,7 +126,7 @@ def peer(options: argparse.Namespace) -> float:
         shuffle_calibration_samples=False,
         output_dir=None,
     )
-    return time.perf_counter() - start
+    return time.perf_counter() - start, timing.perplexity(model, tokens_of(options)["test"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ asked for tokens, since a peer's environment has none."""
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +23,35 @@ def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
 
 def opened_with_tokens(options: argparse.Namespace) -> tuple[Any, Any]:
     """The model on the CPU, and its calibration tokens (B, L)."""
-    from autoprune.data import token_sequences
+    from autoprune.data import bos_rule, token_sequences
     from autoprune.models import open_model
 
     opened = open_model(options.model, device="cpu")
-    text = f"file:{options.text}"
-    return opened, token_sequences(text, opened.tokenizer, sequences=options.sequences, length=options.length)
+    rule = bos_rule("auto", opened.tokenizer, opened.model.config.model_type)
+    text, amounts = f"file:{options.text}", {"sequences": options.sequences, "length": options.length}
+    return opened, token_sequences(text, opened.tokenizer, bos=rule, **amounts)
+
+
+def test_tokens(options: argparse.Namespace) -> Any:
+    """Tokens (B, 1024) of the text that perplexity is of."""
+    from autoprune.data import token_sequences
+    from autoprune.models import open_model
+
+    tokenizer = open_model(options.model, device="cpu").tokenizer
+    return token_sequences(f"file:{options.test}", tokenizer, sequences=options.test_sequences, length=1024)
+
+
+def perplexity(model: Any, sequences: Sequence[Sequence[int]]) -> float:
+    """Of the tokens of all sequences after their first; NaN where there are none."""
+    import torch
+
+    losses = []
+    with torch.no_grad():
+        for tokens in sequences:
+            tokens_1L = torch.tensor([tokens])
+            logits_LV = model(input_ids=tokens_1L, use_cache=False).logits[0, :-1].float()
+            losses.append(torch.nn.functional.cross_entropy(logits_LV, tokens_1L[0, 1:]))
+    return float(torch.stack(losses).mean().exp()) if losses else math.nan
 
 
 def ratios(times: Sequence[float], others: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ import autoprune
 ROOT = Path(autoprune.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"bootstrap", "errors", "files", "memory", "progress", "sparsity"},
+    {"bootstrap", "errors", "files", "journal", "memory", "progress", "sparsity"},
     {
         "conditioning",
         "language",
@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
         "generate",
     },
     {"stream", "backward", "gradients", "channels", "layer", "equal_harm", "judge", "trial"},
-    {"inputs", "prune", "evaluate", "measurements", "allocate", "auto", "share_out", "diagnosis", "figures"},
+    {"inputs", "prune", "output", "evaluate", "measurements", "allocate", "auto", "share_out", "diagnosis", "figures"},
     {"search", "scoring", "discover", "api"},
     {"demo", "terminal", "live", "cli", "__main__"},
 ]
@@ -93,13 +93,24 @@ def test_the_language_knows_nothing_but_errors(path: Path):
 @pytest.mark.parametrize(
     ("library", "files"),
     [
-        ("transformers", {"models.py", "generate.py", "cli.py", "search/proposers/local.py"}),
+        (
+            "transformers",
+            {
+                "models/disk.py",
+                "models/layout.py",
+                "models/linears.py",
+                "models/opening.py",
+                "generate.py",
+                "cli.py",
+                "search/proposers/local.py",
+            },
+        ),
         ("greenlet", {"stream.py"}),
         ("click", {"cli.py"}),
         ("rich", {"cli.py", "terminal.py", "live.py"}),
         ("matplotlib", {"figures.py"}),
         ("datasets", {"data.py"}),
-        ("safetensors", {"models.py", "generate.py", "scoring/store.py"}),
+        ("safetensors", {"models/opening.py", "generate.py", "scoring/store.py"}),
         ("sqlite3", {"search/archive.py"}),
         ("openai", {"search/proposers/openai.py"}),
         ("ray", {"search/executors/on_ray.py"}),

@@ -254,18 +254,6 @@ def test_unknown_options_are_refused(option: str, text: str):
     assert caught.value.remedy
 
 
-def test_experts_fused_into_one_parameter_are_refused_by_name():
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    config = MixtralConfig(
-        vocab_size=384, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=2,
-    )  # fmt: skip
-    with pytest.raises(AutopruneError, match="3-D") as caught:
-        autoprune.prune(MixtralForCausalLM(config), **TEXTLESS)
-    assert caught.value.where.startswith("model.layers.0.mlp.experts.")
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(bad: float):
     model = tiny.model()

@@ -55,6 +55,70 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": _NEOX,
     "bloom": {"hidden_size": 32, "n_layer": BLOCKS, "n_head": 4},
     "falcon": {"hidden_size": 32, "num_hidden_layers": BLOCKS, "num_attention_heads": 4},
+    "olmo2": _LLAMA,
+    "olmo3": _LLAMA | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": _LLAMA,
+}
+
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_SMALL_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+# Those whose blocks hold more than attention and one MLP: experts, state spaces, shared blocks, another modality.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "mixtral": _LLAMA | _EXPERTS,
+    "qwen2_moe": _LLAMA | _SMALL_EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen3_moe": _LLAMA | _SMALL_EXPERTS | {"head_dim": 8},
+    "deepseek_v3": _LLAMA
+    | {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "granitemoe": _LLAMA | _EXPERTS,
+    "gpt_oss": _GEMMA | _EXPERTS,
+    "llama4_text": _LLAMA
+    | {
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "head_dim": 8,
+        "moe_layers": [0, 1],
+        "attention_chunk_size": 8,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": BLOCKS, "state_size": 4, "time_step_rank": 4},
+    "jamba": _LLAMA
+    | {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+    },
+    "zamba2": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
+        "num_mem_blocks": 1,
+        "mamba_d_state": 8,
+        "n_mamba_heads": 4,
+        "max_position_embeddings": 128,
+    },
 }
 
 TOKENIZERS = ("adds_bos", "has_bos", "no_bos")
@@ -64,7 +128,9 @@ def model(architecture: str = "llama", *, seed: int = 0, dtype: torch.dtype = to
     """A random causal LM in evaluation mode. All its parameters are random, norms and biases too."""
     config = AutoConfig.for_model(
         architecture,
-        **{"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS} | ARCHITECTURES[architecture] | options,
+        **{"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS}
+        | (ARCHITECTURES | SPECIAL)[architecture]
+        | options,
     )
     config.dtype = dtype
     with torch.random.fork_rng(devices=[]):

@@ -22,19 +22,28 @@ from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.figures import check_matplotlib, draw
 from autoprune.files import SIDECAR, check_output, check_space, finished_folder
 from autoprune.gradients import loss_gradients
-from autoprune.inputs import SELF, calibration_tokens, check_length, check_vocabulary, evaluation_mode, opened_model
+from autoprune.inputs import (
+    SELF,
+    calibration_tokens,
+    check_length,
+    check_vocabulary,
+    evaluation_mode,
+    opened_blocks,
+    opened_model,
+)
 from autoprune.language import Program
 from autoprune.layer import Method
 from autoprune.measurements import Measurements
 from autoprune.models import (
+    DiskBlocks,
     InMemoryBlocks,
     all_linears,
     context_length,
     input_device,
     local_files,
-    save,
     weight_bytes,
 )
+from autoprune.output import output_to
 from autoprune.progress import Progress, Silent
 from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
 from autoprune.share_out import share_out
@@ -145,10 +154,9 @@ def prune(
         check_output(folder, force=force, inputs=local_files(model))
     if needs_text and calibration != SELF:
         check_source(calibration)
-    opened = opened_model(model, tokenizer, dtype, device, progress)
+    opened, source = opened_blocks(model, tokenizer, dtype, device, progress, on_disk=folder is not None)
     if folder is not None:
         check_space(folder, weight_bytes(opened.model))
-    source = InMemoryBlocks(opened.model)
     for linear in all_linears(source):
         target.check_layer(linear.name, linear.shape[1])
     channels = NONE_FREE
@@ -160,40 +168,17 @@ def prune(
 
     tokens_BL, text = None, None
     if needs_text:
-        tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress)
+        writer = opened
+        if calibration == SELF and isinstance(source, DiskBlocks):  # it writes token by token, with all blocks for each
+            writer = opened_model(model, tokenizer, dtype, device, progress)
+        tokens_BL, text = calibration_tokens(writer, calibration, sequences, length, seed, progress)
+        del writer
         clock.lap("calibration")
     elif calibration != SELF:
         progress.note(f"{program.name} reads the weights only: {calibration} is not used")
     if compare and target.group:
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     total = sum(linear.size for linear in all_linears(source))
-    with evaluation_mode(opened.model):
-        sparsity_N, shared = share_out(source, program, method, target, sharing, tokens_BL, propagation, progress)
-        clock.lap("allocation")
-        recipe = Recipe(
-            method=method,
-            target=target,
-            propagation=propagation,
-            sparsity_N=sparsity_N,
-        )
-        gradients = loss_gradients(source, method.score.collects, tokens_BL, progress)
-        progress.stage(f"pruning with {program.name} to {target}", total)
-        layers = prune_blocks(
-            source,
-            recipe,
-            tokens_BL,
-            lambda layer: progress.advance(layer.shape[0] * layer.shape[1]),
-            gradients,
-            channels,
-        )
-    clock.lap("prune")
-
-    notes = [f"{layer.name}: no calibration token reached it; scored by weights alone" for layer in layers
-             if method.collects and layer.calibration_tokens == 0]  # fmt: skip
-    notes += [f"{layer.name}: {layer.fallback}" for layer in layers if layer.fallback]
-    notes += _own_orders(layers)
-    for line in notes:
-        progress.note(line)
     settings = {
         "calibration": text,
         "propagation": propagation,
@@ -201,32 +186,79 @@ def prune(
         "dtype": str(opened.model.dtype).removeprefix("torch."),
         "device": str(input_device(opened.model)),
     }
-    report = PruneReport(
-        model=opened.name,
-        algorithm={
-            "name": program.name,
-            "hash": program.digest,
-            "text": program.text,
-            "canonical": program.canonical,
-        },
-        allocation=shared,
-        target=str(target),
-        method=method.options,
-        requested=sum(layer.requested for layer in layers),
-        zeros=sum(layer.zeros for layer in layers),
-        weights=total,
-        settings=settings,
-        layers=layers,
-        skipped=source.skipped,
-        notes=notes,
-        durations_s=clock.laps,
-    )
-    if folder is None:
-        return report
-    progress.stage(f"writing {folder}", 1)
-    report = replace(report, out=str(folder))
-    save(opened, folder, {SIDECAR: json.dumps(_sidecar(report), indent=1) + "\n"})
-    clock.lap("save")
+    asked = {
+        "model": source.fingerprint() if isinstance(source, DiskBlocks) else opened.name,
+        "algorithm": program.digest,
+        "method": method.options,
+        "target": str(target),
+        "allocation": asdict(replace(sharing, tape=None)),
+        "settings": settings,
+        "versions": _versions(),
+    }
+    with (
+        evaluation_mode(opened.model),
+        output_to(folder, opened, source, asked, force=force, progress=progress) as output,
+    ):
+        if (plan := output.recall("plan")) is None:
+            sparsity_N, shared = share_out(source, program, method, target, sharing, tokens_BL, propagation, progress)
+            output.remember("plan", sparsity=sparsity_N, shared=shared)
+        else:
+            sparsity_N, shared = plan["sparsity"], plan["shared"]
+        clock.lap("allocation")
+        recipe = Recipe(method=method, target=target, propagation=propagation, sparsity_N=sparsity_N)
+        gradients = loss_gradients(source, method.score.collects, tokens_BL, progress)
+        output.begin()
+        progress.stage(f"pruning with {program.name} to {target}", total)
+        progress.advance(sum(linear.size for index in range(output.finished) for linear in source.linears(index)))
+
+        def on_layer(layer: PrunedLayer) -> None:
+            output.layer(layer)
+            progress.advance(layer.shape[0] * layer.shape[1])
+
+        prune_blocks(
+            source,
+            recipe,
+            tokens_BL,
+            on_layer,
+            gradients,
+            channels,
+            finished=output.finished,
+            on_block=output.block,
+        )
+        layers = output.layers
+        clock.lap("prune")
+
+        notes = [f"{layer.name}: no calibration token reached it; scored by weights alone" for layer in layers
+                 if method.collects and layer.calibration_tokens == 0]  # fmt: skip
+        notes += [f"{layer.name}: {layer.fallback}" for layer in layers if layer.fallback]
+        notes += _own_orders(layers)
+        for line in notes:
+            progress.note(line)
+        report = PruneReport(
+            model=opened.name,
+            algorithm={
+                "name": program.name,
+                "hash": program.digest,
+                "text": program.text,
+                "canonical": program.canonical,
+            },
+            allocation=shared,
+            target=str(target),
+            method=method.options,
+            requested=sum(layer.requested for layer in layers),
+            zeros=sum(layer.zeros for layer in layers),
+            weights=total,
+            settings=settings,
+            layers=layers,
+            skipped=source.skipped,
+            notes=notes,
+            durations_s=clock.laps,
+            out=str(folder) if folder else None,
+        )
+        if folder is not None:
+            progress.stage(f"writing {folder}", 1)
+            output.finish({SIDECAR: json.dumps(_sidecar(report), indent=1) + "\n"})
+            clock.lap("save")
     return report
 
 

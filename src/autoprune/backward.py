@@ -9,14 +9,14 @@ Legend: B sequences, L tokens per sequence, T scored tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from autoprune.models import BlockSource, input_device
+from autoprune.models import BlockSource, input_device, loading, replaced_forward
 
 TOKENS_AT_ONCE = 256
 """Positions whose logits are worked on in float32 at a time."""
@@ -25,39 +25,18 @@ LOGITS_AT_ONCE = 1 << 27
 """Logits of one micro-batch: they and their gradient are there whole."""
 
 
-Replace = Callable[[nn.Module, Callable[..., Any]], None]
-
-
 @contextmanager
-def replacing_forward() -> Iterator[Replace]:
-    """Gives a function that replaces a module's forward. At the end all is as it was."""
-    own: dict[nn.Module, Any] = {}
-
-    def replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-        own.setdefault(module, module.__dict__.get("forward"))
-        module.__dict__["forward"] = forward
-
-    try:
-        yield replace
-    finally:
-        for module, forward in own.items():
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.__dict__["forward"] = forward
-
-
-@contextmanager
-def recomputing(source: BlockSource) -> Iterator[Replace]:
-    """Blocks are recomputed in the backward pass, and no parameter gets a gradient. Gives a function that replaces a
-    module's forward. At the end all is as it was."""
+def recomputing(source: BlockSource) -> Iterator[ExitStack]:
+    """Blocks are loaded when they compute, and computed again in the backward pass; no parameter gets a gradient. What
+    enters the stack ends with it. At the end all is as it was."""
     trainable = [parameter for parameter in source.model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with replacing_forward() as replace:
+        with loading(source), ExitStack() as stack:
             for block in set(source.blocks):
-                replace(block, _Checkpointed(block.forward))
-            yield replace
+                stack.enter_context(replaced_forward(block, _Checkpointed(block.forward)))
+            yield stack
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

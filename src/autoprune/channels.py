@@ -14,15 +14,26 @@ Legend: B sequences, L tokens, V vocabulary, R output rows, C input columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from autoprune.backward import replacing_forward
 from autoprune.errors import AutopruneError
-from autoprune.models import BlockSource, Linear, all_linears, context_length, input_device, is_linear, vocabulary_size
+from autoprune.models import (
+    BlockSource,
+    Linear,
+    all_linears,
+    context_length,
+    input_device,
+    is_linear,
+    loading,
+    replaced_forward,
+    vocabulary_size,
+)
 
 _TOKENS = 48  # enough to reach each of a few dozen experts
 _PERMUTATIONS = 2
@@ -30,6 +41,7 @@ _PERMUTATIONS = 2
 READ_ELSEWHERE = "its inputs are the residual stream, or something else reads them too"
 MIXED = "its inputs are not elementwise functions of linear layers' outputs, as where attention mixes them"
 NOT_PLAIN = "it, or a linear layer before it, shares weights, is used twice, or has a forward of its own"
+FUSED = "it is one of several experts in one parameter"
 NOT_REACHED = "no token reached it in the trial that looks for free permutations"
 
 
@@ -94,11 +106,12 @@ def free_channels(source: BlockSource) -> Channels:
         refuse(MIXED, lambda m, after=after, moved=moved: not _alike(after.x[m], moved[m]))
 
     prunable = all_linears(source)
+    found = {linear: [trial.linears[maker] for maker in before[linear.module]]
+             for linear in prunable if linear.module in before}  # fmt: skip
     return Channels(
-        {linear: [trial.linears[maker] for maker in before[linear.module]]
-         for linear in prunable if linear.module in before},
-        {linear: refused[linear.module] for linear in prunable if linear.module in refused},
-    )  # fmt: skip
+        {linear: makers for linear, makers in found.items() if all(maker.block == linear.block for maker in makers)},
+        {linear: FUSED if linear.expert else refused.get(linear.module, READ_ELSEWHERE) for linear in prunable},
+    )
 
 
 def fold_(linear: Linear, order_C: Tensor, before: list[Linear]) -> None:
@@ -178,12 +191,12 @@ class _Trial:
     """Runs the model on a few tokens with noise for the outputs of all linear layers in its blocks."""
 
     def __init__(self, source: BlockSource):
-        self.model: Any = source.model
+        self.source, self.model = source, cast(Any, source.model)
         self.linears = {
             module: Linear("", module, index)
             for index, block in enumerate(source.blocks) for module in block.modules() if is_linear(module)
         }  # fmt: skip
-        self.linears |= {linear.module: linear for linear in all_linears(source)}
+        self.linears |= {linear.module: linear for linear in all_linears(source) if not linear.expert}
         owners: dict[Tensor, int] = {}
         for module in source.model.modules():
             for parameter in module.parameters(recurse=False):
@@ -210,9 +223,11 @@ class _Trial:
             seen.graph.bits[id(leaf)] = leaf, 1 << index
             return leaf.clone()  # which may be changed in place
 
-        with replacing_forward() as replace, torch.enable_grad():
+        with ExitStack() as stack, torch.enable_grad():
             for index, module in enumerate(self.linears):
-                replace(module, lambda x, module=module, index=index: noise(x, module, index))
+                made = partial(noise, module=module, index=index)
+                stack.enter_context(replaced_forward(module, made))
+            stack.enter_context(loading(self.source))
             logits = self.model(input_ids=self.tokens_BL, use_cache=False).logits
         seen.logits, seen.end = logits.detach(), logits.grad_fn
         return seen

@@ -81,18 +81,23 @@ def finished_folder(out: Path) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
-            replaced = Path(f"{partial}.replaced")
-            try:
-                if out.exists():
-                    out.rename(replaced)
-                partial.rename(out)
-            except BaseException:
-                if replaced.exists() and not out.exists():
-                    replaced.rename(out)
-                raise
-            shutil.rmtree(replaced, ignore_errors=True)
+            replace_folder(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(made: Path, out: Path) -> None:
+    """Put a folder in place of another, or where none is. Wrap it in `writing_to`."""
+    replaced = Path(f"{made}.replaced")
+    try:
+        if out.exists():
+            out.rename(replaced)
+        made.rename(out)
+    except BaseException:
+        if replaced.exists() and not out.exists():
+            replaced.rename(out)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager

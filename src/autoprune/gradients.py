@@ -15,11 +15,12 @@ Legend: B sequences, L tokens per sequence, T tokens, V vocabulary, R output row
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoprune.backward import LOGITS_AT_ONCE, TOKENS_AT_ONCE, backward, recomputing
 from autoprune.errors import AutopruneError
@@ -58,8 +59,8 @@ def loss_gradients(
     collector = _Collector(source, wanted)
     most = max(1, LOGITS_AT_ONCE // (vocabulary_size(source.model) * tokens_BL.shape[1]))
     waiting = [part for batch in micro_batches(tokens_BL, device, micro_batch_tokens) for part in batch.split(most)]
-    with recomputing(source) as replace:
-        collector.attach(replace)
+    with recomputing(source) as stack:
+        collector.attach(stack)
         while waiting:
             try:
                 collector.add(waiting[0])
@@ -85,12 +86,11 @@ class _Collector:
         # What depends on a tensor that requires a gradient has a backward pass, though no parameter requires one.
         self.anchor = torch.zeros((), requires_grad=True)
 
-    def attach(self, replace: Callable[[nn.Module, Callable[..., Any]], None]) -> None:
+    def attach(self, stack: ExitStack) -> None:
         used_by = users(self.model)
         for total in self.sums:
-            for module in used_by[total.linear.parameter]:
-                same = Linear(total.linear.name, module, total.linear.block)
-                replace(module, _Tapped(self, total, same, module.forward))
+            for same in used_by[total.linear.key]:
+                stack.enter_context(same.replaced(_Tapped(self, total, same, same.forward)))
 
     def add(self, tokens_BL: Tensor) -> None:
         def gradient(logits_BLV: Tensor) -> Tensor:

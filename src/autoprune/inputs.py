@@ -15,7 +15,17 @@ from torch import Tensor
 from autoprune.data import bos_rule, check_size, token_sequences
 from autoprune.errors import AutopruneError
 from autoprune.generate import Sampling, self_calibration
-from autoprune.models import OpenModel, check_finite, context_length, input_device, open_model, vocabulary_size
+from autoprune.models import (
+    BlockSource,
+    InMemoryBlocks,
+    OpenModel,
+    check_finite,
+    context_length,
+    input_device,
+    open_model,
+    open_on_disk,
+    vocabulary_size,
+)
 from autoprune.progress import Progress
 
 SELF = "self"
@@ -40,6 +50,18 @@ def opened_model(model: Any, tokenizer: Any, dtype: str, device: str, progress: 
     check_finite(model)
     name = getattr(model.config, "name_or_path", "") or type(model).__name__
     return OpenModel(model=model, tokenizer=tokenizer, name=name, stored_dtype=model.dtype)
+
+
+def opened_blocks(
+    model: Any, tokenizer: Any, dtype: str, device: str, progress: Progress, *, on_disk: bool
+) -> tuple[OpenModel, BlockSource]:
+    """A model and access to its blocks; `on_disk` reads them one by one, where that can be."""
+    if on_disk and isinstance(model, str | Path):
+        progress.stage(f"opening {model}", 1)
+        if found := open_on_disk(model, dtype=dtype, device=device):
+            return found
+    opened = opened_model(model, tokenizer, dtype, device, progress)
+    return opened, InMemoryBlocks(opened.model, opened.stored_dtype)
 
 
 def calibration_tokens(

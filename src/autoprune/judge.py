@@ -68,9 +68,7 @@ class Judge:
                 _restore(replaced)
                 for linear in self._used_by[block]:
                     if (weight_RC := changed(linear)) is not None:
-                        replaced[linear] = linear.parameter.data
-                        linear.parameter.data = torch.empty_like(linear.parameter.data)
-                        linear.weight_RC.copy_(weight_RC)
+                        replaced[linear] = linear.exchange(torch.empty_like(linear.weight_RC).copy_(weight_RC))
         finally:
             steps.close()
             _restore(replaced)
@@ -126,7 +124,7 @@ class Judge:
 def _linears_used(block: nn.Module, linears: Sequence[Linear]) -> list[Linear]:
     """The linear layers whose weights a block uses, also those it shares with an earlier block."""
     used = users(block)
-    return [linear for linear in linears if linear.parameter in used]
+    return [linear for linear in linears if linear.key in used]
 
 
 def _parts(logits_BLV: Tensor) -> tuple[Tensor, ...]:
@@ -142,4 +140,4 @@ def _rest(log_TK: Tensor) -> Tensor:
 def _restore(replaced: dict[Linear, Tensor]) -> None:
     while replaced:
         linear, weight = replaced.popitem()
-        linear.parameter.data = weight
+        linear.exchange(weight)

@@ -23,7 +23,7 @@ from autoprune.language.statistics import LAYER_STATISTICS, SALIENCY, SPECTRUM, 
 from autoprune.language.types import Type
 from autoprune.layer import Method
 from autoprune.layer_statistics import group_sizes, grouped, measure
-from autoprune.models import BlockSource, all_linears, config_text, fingerprint
+from autoprune.models import BlockSource, all_linears, config_text
 from autoprune.progress import Progress, Silent
 from autoprune.sparsity import Target
 from autoprune.stream import Visit
@@ -196,7 +196,7 @@ class Measurements:
         assert self.held_BL is not None
         key = "\n".join(
             [
-                fingerprint(self.source.model),
+                self.source.fingerprint(),
                 config_text(self.source.model),
                 repr(self.masks.score.nodes) + str(self.masks.score.result),
                 f"{self.masks.compare} {group} {granularity} {levels}",

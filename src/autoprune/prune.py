@@ -58,9 +58,12 @@ def prune_blocks(
     on_layer: Callable[[PrunedLayer], None],
     gradients: Mapping[str, Gradient] = NO_GRADIENTS,
     channels: Channels = NONE_FREE,
+    finished: int = 0,
+    on_block: Callable[[int], None] = lambda index: None,
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
-    for one that names none; `channels` says which layers refine=permute may permute."""
+    for one that names none; `channels` says which layers refine=permute may permute. The first `finished` blocks are
+    pruned already; `on_block` is told of each other one when it is."""
     target = recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
@@ -72,8 +75,22 @@ def prune_blocks(
 
     pruned = []
     orders: dict[Linear, Tensor] = {}
-    collects = recipe.method.collects
-    for visit in walk(source, batches, collects=collects, propagation=recipe.propagation, gradients=gradients):
+
+    def block_done(index: int) -> None:
+        for linear, order_C in orders.items():
+            fold_(linear, order_C, channels.before[linear])
+        orders.clear()
+        on_block(index)
+
+    for visit in walk(
+        source,
+        batches,
+        collects=recipe.method.collects,
+        propagation=recipe.propagation,
+        gradients=gradients,
+        finished=finished,
+        on_block=block_done,
+    ):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
         solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
         own_order = ""
@@ -82,7 +99,7 @@ def prune_blocks(
         elif recipe.method.refine == "permute":
             own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
         if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
-            weight_RC.copy_(solution.weight_RC)
+            weight_RC.copy_(solution.weight_RC.to(source.stored(linear)))  # as it will be written, so also here
         zero_pruned_(weight_RC, solution.keep_RC)
         pruned.append(
             PrunedLayer(
@@ -96,6 +113,4 @@ def prune_blocks(
             )
         )
         on_layer(pruned[-1])
-    for linear, order_C in orders.items():
-        fold_(linear, order_C, channels.before[linear])
     return pruned

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -132,12 +133,15 @@ def walk(
     propagation: str = "one_pass",
     gradients: Mapping[str, Gradient] = NO_GRADIENTS,
     more: Mapping[int, frozenset[str]] = NOTHING_MORE,
+    finished: int = 0,
+    on_block: Callable[[int], None] = lambda index: None,
 ) -> Iterator[Visit]:
     """Every prunable layer of the model, once, in the order in which it is reached.
 
     `batches` are token ids (B, L). `collects` names the running sums to keep, `more` further ones for the layers of
     some blocks, by index; where `collects` is empty nothing has to be computed and `batches` are not used. A layer
-    that no token reaches comes last in its block, with no tokens.
+    that no token reaches comes last in its block, with no tokens. The first `finished` blocks are computed and not
+    visited; `on_block` is told of each other one, by index, when all micro-batches have left it.
     Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
     """
     collects -= GRADIENTS
@@ -145,7 +149,8 @@ def walk(
         reuse_freed_memory()
     lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients, more)
     try:
-        yield from lockstep.visits()
+        lockstep.pass_by(finished)
+        yield from lockstep.visits(finished, on_block)
     finally:
         lockstep.close()
 
@@ -213,6 +218,7 @@ class _Batch:
         self.at: Linear | None = None
         self.inputs: InputStatistics | None = None
         self.complete = False
+        self.has_left = False  # whether it stands at the end of the open block, as a twin
         self.position = 0  # blocks entered, where `walk_blocks` runs it
         self.x: Tensor | None = None  # what the layer it stands at will receive
         self.entered: list[tuple[Tensor, int]] = []
@@ -265,19 +271,38 @@ class _Lockstep:
         self.tokens = {batch: tokens_BL.numel() for batch, tokens_BL in zip(self.batches, batches, strict=True)}
         self.followed = {twin.greenlet: batch for batch, twin in self.twins.items()}
         self.unpruned: dict[Linear, Tensor] = {}  # weights of the open block as they were, for the twins
-        self.pending: dict[nn.Module, Linear] = {}  # layers of the open block that were not visited yet
+        self.pending: dict[Linear, None] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}
-        self.hooks: list[RemovableHandle] = []
+        self.stack = ExitStack()  # what is hooked into the open block
 
-    def visits(self) -> Iterator[Visit]:
+    def pass_by(self, finished: int) -> None:
+        """Run everything through the first blocks, as they are now."""
+        for index, block in enumerate(self.source.blocks[:finished] if self.batches else []):
+            for linear in self.source.linears(index):  # experts one by one, as in `visits`: other ways round otherwise
+                self.stack.enter_context(linear.replaced(linear.forward))
+            self.hook(block.register_forward_hook(self._stop, with_kwargs=True))
+            for unpruned, batches in ((self.propagation == "dense", self.batches), (True, self.twins.values())):
+                if batches:
+                    self.source.load(index, unpruned=unpruned)
+                    for batch in batches:
+                        batch.run()
+                    self.source.release(index)
+            self.stack.close()
+
+    def visits(self, finished: int, on_block: Callable[[int], None]) -> Iterator[Visit]:
         last = len(self.source.blocks) - 1
         for index, block in enumerate(self.source.blocks):
+            if index < finished:
+                continue
             self.source.load(index)
-            self.pending = {linear.module: linear for linear in self.source.linears(index)}
-            self.hooks = [module.register_forward_pre_hook(self._arrive) for module in self.pending]
+            for twin in self.twins.values():
+                twin.has_left = False
+            self.pending = dict.fromkeys(self.source.linears(index))
+            for linear in self.pending:
+                self.stack.enter_context(linear.replaced(partial(self._compute, linear, linear.forward)))
             if self.propagation == "block":
-                self.hooks.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
-            self.hooks.append(block.register_forward_hook(self._leave, with_kwargs=True))
+                self.hook(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self.hook(block.register_forward_hook(self._leave, with_kwargs=True))
             depth = index / max(last, 1)
             visits = (
                 Visit(linear, inputs, depth, self.gradients.get(linear.name)) for linear, inputs in self._complete()
@@ -286,13 +311,14 @@ class _Lockstep:
             if self.propagation == "block" and index < last:
                 for batch in self.batches:
                     batch.run()  # through the block once more, now that it is pruned
-            self._unhook()
+            self.stack.close()
             self.unpruned = {}
+            on_block(index)
             self.source.release(index)
 
     def _complete(self) -> Iterator[tuple[Linear, InputStatistics]]:
         """Layers of the open block, each as soon as its statistics are complete."""
-        order = {linear: position for position, linear in enumerate(self.pending.values())}
+        order = {linear: position for position, linear in enumerate(self.pending)}
         ready = self.batches
         while ready:
             for batch in ready:
@@ -310,45 +336,47 @@ class _Lockstep:
             first = min((linear for linear, _ in waiting), key=order.__getitem__)
             ready = [batch for linear, batch in waiting if linear is first]
             yield self._visited(first), self.collecting.pop(first)
-        for linear in list(self.pending.values()):  # no token reached these
+        for linear in list(self.pending):  # no token reached these
             yield self._visited(linear), self._statistics(linear)
 
     def _remembering(self, visits: Iterator[Visit]) -> Iterator[Visit]:
         """The visits. Of each layer's weight as it was a copy is kept for the twins."""
         for visit in visits:
             if self.twins:
-                self.unpruned[visit.linear] = visit.linear.parameter.data.clone()
+                self.unpruned[visit.linear] = visit.linear.weight_RC.clone()
             yield visit
 
     def _follow(self, batch: _Batch) -> None:
         """Let a twin go on to where its micro-batch stands."""
-        if twin := self.twins.get(batch):
-            pruned = {linear: linear.parameter.data for linear in self.unpruned}
+        if (twin := self.twins.get(batch)) and not twin.has_left:
+            pruned = {linear: linear.exchange(weight_RC) for linear, weight_RC in self.unpruned.items()}
             try:
-                for linear, weight in self.unpruned.items():
-                    linear.parameter.data = weight
                 twin.run()
             finally:
-                for linear, weight in pruned.items():
-                    linear.parameter.data = weight
+                for linear, weight_RC in pruned.items():
+                    linear.exchange(weight_RC)
 
     def _visited(self, linear: Linear) -> Linear:
-        return self.pending.pop(linear.module)
+        del self.pending[linear]
+        return linear
 
     def _statistics(self, linear: Linear) -> InputStatistics:
         collects = self.collects | self.more.get(linear.block, frozenset())
         return InputStatistics(collects, linear.shape[1], linear.weight_RC.device)
 
-    def _arrive(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Before a linear layer computes."""
-        linear, current = self.pending.get(module), getcurrent()
-        if (followed := self.followed.get(current)) and linear and followed.at is linear:
-            self._add_dense(followed, args[0])
+    def _compute(self, linear: Linear, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A linear layer's forward: before it computes, its micro-batch waits for the others."""
+        self._arrive(linear, x)
+        return forward(x)
+
+    def _arrive(self, linear: Linear, x: Tensor) -> None:
+        current = getcurrent()
+        if (followed := self.followed.get(current)) and followed.at is linear and linear in self.pending:
+            self._add_dense(followed, x)
             self.twins[followed].stop(linear)
         batch = self.by_greenlet.get(current)
-        if batch is None or linear is None:
+        if batch is None or linear not in self.pending:
             return
-        x = args[0]
         known = batch.inputs if batch.has_counted(x) else None
         batch.complete = known is not None and known.additions == len(self.batches)
         if not batch.complete:
@@ -375,6 +403,7 @@ class _Lockstep:
     def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After a block has computed."""
         if followed := self.followed.get(getcurrent()):
+            self.twins[followed].has_left = True
             self.twins[followed].stop(None)
         batch = self.by_greenlet.get(getcurrent())
         if batch is None:
@@ -392,12 +421,19 @@ class _Lockstep:
             batch.stop(None)
         return output
 
-    def _unhook(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks = []
+    def _stop(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After a finished block has computed."""
+        current = getcurrent()
+        batch = self.by_greenlet.get(current)
+        if batch is None and (followed := self.followed.get(current)):
+            batch = self.twins[followed]
+        if batch is not None:
+            batch.stop(None)
+
+    def hook(self, handle: RemovableHandle) -> None:
+        self.stack.callback(handle.remove)
 
     def close(self) -> None:
-        self._unhook()
+        self.stack.close()
         for batch in (*self.batches, *self.twins.values()):
             batch.close()

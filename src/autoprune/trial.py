@@ -130,14 +130,14 @@ class Trial:
         thresholds, device = self._thresholds(sparsity_N), self.judge.device
         gates = [torch.zeros((), requires_grad=True, device=device) for _ in self.linears]
         widths, used_by = [], users(self.source.model)
-        with recomputing(self.source) as replace:
+        with recomputing(self.source) as stack:
             for linear, gate, threshold, levels in zip(self.linears, gates, thresholds, self.levels_N, strict=True):
                 half = max(1, round(_BAND * levels))
                 low, high = max(threshold - half, 0), min(threshold + half, levels)
                 widths.append((high - low) / levels)
-                for module in used_by[linear.parameter]:
-                    same = Linear(linear.name, module, linear.block)  # with its own bias, if the weight is shared
-                    replace(module, _Gated(same, self.ranks[linear.name], threshold, low, high, gate))
+                for same in used_by[linear.key]:  # each with its own bias, if the weight is shared
+                    gated = _Gated(same, self.ranks[linear.name], threshold, low, high, gate)
+                    stack.enter_context(same.replaced(gated))
             for index, tokens_BL in enumerate(self.batches[:batches]):
                 backward(self.source.model, tokens_BL, partial(self.judge.gradient, index))
         slopes = [0.0 if gate.grad is None else float(gate.grad) for gate in gates]

@@ -21,7 +21,7 @@ from autoprune.files import cache_folder, check_space, finished_folder
 from autoprune.gradients import loss_gradients
 from autoprune.judge import Judge
 from autoprune.language.statistics import GRADIENT, GRADIENTS, STATISTICS
-from autoprune.models import BlockSource, Linear, all_linears, config_text, fingerprint, input_device
+from autoprune.models import BlockSource, Linear, all_linears, config_text, input_device
 from autoprune.progress import Progress
 from autoprune.statistics import Gradient, InputStatistics
 from autoprune.stream import Visit, micro_batches, walk
@@ -45,7 +45,7 @@ class Store:
 
     def __init__(self, source: BlockSource, tokens_BL: Tensor, progress: Progress):
         self.source, self.tokens_BL, self.progress = source, tokens_BL, progress
-        content = [fingerprint(source.model), config_text(source.model), str(sorted(_SUMS))]
+        content = [source.fingerprint(), config_text(source.model), str(sorted(_SUMS))]
         content.append(hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest())
         self.folder = cache_folder("search") / hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
         self.linears = all_linears(source)

@@ -1,0 +1,124 @@
+"""An output that is made in steps and can be continued after any end of the process: a folder beside the output with
+what is finished, a line for each step, and the fingerprint of what was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import AutopruneError
+from autoprune.files import exclusive, replace_folder, write_text, writing_to
+
+_STEPS, _LOCK = "journal.jsonl", "journal.lock"
+_FORMAT = 1
+
+
+class Journal:
+    """Steps that are finished, oldest first; `folder` is where they leave their results."""
+
+    def __init__(self, folder: Path, steps: list[dict[str, Any]]):
+        self.folder, self.steps = folder, steps
+
+    def add(self, step: Mapping[str, Any]) -> None:
+        """Record a step. It is on the disk when this returns."""
+        with writing_to(self.folder), (self.folder / _STEPS).open("ab") as file:
+            file.write(json.dumps(step).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.steps.append(dict(step))
+
+    def first(self, kind: str) -> dict[str, Any] | None:
+        """The first step of a kind."""
+        return next((step for step in self.steps if step["step"] == kind), None)
+
+
+def folder_of(out: Path) -> Path:
+    """Where an output is while it is not finished."""
+    out = out.resolve()
+    return out.parent / f".{out.name}.unfinished"
+
+
+@contextmanager
+def journal(out: Path, fingerprint: Mapping[str, Any], *, anew: bool) -> Iterator[Journal]:
+    """The journal of an output, new or of an earlier run with the same fingerprint; another one's is refused, or with
+    `anew` removed. When the block ends without an error, the folder becomes `out`.
+
+    After an error the folder stays where a step was finished, and is removed otherwise.
+    """
+    folder = folder_of(out)
+    with writing_to(out):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / _LOCK, "another process is writing this output"):
+        with writing_to(out):
+            steps = _read(folder / _STEPS)
+        if steps and (anew or not isinstance(steps[0].get("fingerprint"), dict)):
+            steps = []
+        if steps:
+            _require_same(folder, steps[0]["fingerprint"], json.loads(json.dumps(fingerprint)))
+        made = Journal(folder, steps[1:])
+        try:
+            if not steps:
+                with writing_to(out):
+                    _clear(folder)
+                    write_text(folder / _STEPS, json.dumps({"format": _FORMAT, "fingerprint": fingerprint}) + "\n")
+            yield made
+            with writing_to(out):
+                (folder / _STEPS).unlink()
+                (folder / _LOCK).unlink()
+                replace_folder(folder, out.resolve())
+        except BaseException:
+            if folder.exists() and not made.steps:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != _LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal; one that a power loss has cut off is removed, with all after it."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    steps, sound = [], 0
+    for line in content.splitlines(keepends=True):
+        try:
+            step = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(step, dict):
+            break
+        steps.append(step)
+        sound += len(line)
+    if sound < len(content):
+        os.truncate(path, sound)
+    return steps
+
+
+def _require_same(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    different = [name for name in now if was.get(name) != now[name]]
+    if different:
+        shown = "; ".join(f"{name} {_short(was.get(name), now[name])}" for name in different)
+        raise AutopruneError(
+            f"there is an unfinished prune of other content: {shown}",
+            where=str(folder),
+            remedy="repeat that command to continue it, or add --force to start anew",
+        )
+
+
+def _short(was: Any, now: Any) -> str:
+    """What differs between two values, where that fits a line."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        return f"({', '.join(names[:4])})"
+    shown = [json.dumps(value) for value in (was, now)]
+    return f"(was {shown[0]}, is {shown[1]})" if max(map(len, shown)) <= 60 else "(differs)"

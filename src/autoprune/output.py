@@ -1,0 +1,132 @@
+"""Where a pruned model goes: nowhere, into a folder at the end, or into a folder block by block, so that a prune that
+was ended goes on where it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autoprune.files import write_text, writing_to
+from autoprune.journal import Journal, folder_of, journal
+from autoprune.models import BlockSource, DiskBlocks, OpenModel, save
+from autoprune.progress import Progress
+from autoprune.prune import PrunedLayer
+
+_CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+"""What of a checkpoint's folder goes along with its weights."""
+
+
+class Output:
+    """Of a model that is whole in memory: it is saved by `finish`, where there is a folder."""
+
+    finished = 0
+    """Number of blocks that an earlier run has pruned."""
+
+    def __init__(self, opened: OpenModel, folder: Path | None):
+        self.opened, self.folder = opened, folder
+        self.layers: list[PrunedLayer] = []
+
+    def recall(self, kind: str) -> dict[str, Any] | None:
+        """What an earlier run remembered."""
+        return None
+
+    def remember(self, kind: str, **content: Any) -> None:
+        """Keep something for a later run."""
+
+    def begin(self) -> None:
+        """The unpruned model is not needed any more."""
+
+    def layer(self, layer: PrunedLayer) -> None:
+        """A layer has been pruned."""
+        self.layers.append(layer)
+
+    def block(self, index: int) -> None:
+        """A block has been pruned, and is still loaded."""
+
+    def finish(self, sidecar: Mapping[str, str]) -> None:
+        """All blocks are there: write what is left, and `sidecar` texts by file name."""
+        if self.folder is not None:
+            save(self.opened, self.folder, dict(sidecar))
+
+
+@contextmanager
+def output_to(
+    folder: Path | None,
+    opened: OpenModel,
+    source: BlockSource,
+    fingerprint: Mapping[str, Any],
+    *,
+    force: bool,
+    progress: Progress,
+) -> Iterator[Output]:
+    """The output of a prune; what is in `folder` is replaced when the block ends."""
+    if folder is None or not isinstance(source, DiskBlocks):
+        yield Output(opened, folder)
+        return
+    try:
+        with journal(folder, fingerprint, anew=force) as steps:
+            output = _Stepwise(opened, folder, source, steps)
+            if output.finished:
+                progress.note(f"continuing: {output.finished} of {len(source.blocks)} blocks were finished")
+            try:
+                yield output
+            finally:
+                source.close()
+    except BaseException:
+        if folder_of(folder).exists():
+            progress.note(f"what is finished is kept in {folder_of(folder)}; the same command continues it")
+        raise
+
+
+class _Stepwise(Output):
+    """Block by block, beside `folder`."""
+
+    def __init__(self, opened: OpenModel, folder: Path, source: DiskBlocks, steps: Journal):
+        super().__init__(opened, folder)
+        self.source, self.steps = source, steps
+        self.layers = [_layer(row) for step in steps.steps if step["step"] == "block" for row in step["layers"]]
+        self.finished = sum(step["step"] == "block" for step in steps.steps)
+        self._open: list[PrunedLayer] = []
+
+    def recall(self, kind: str) -> dict[str, Any] | None:
+        return self.steps.first(kind)
+
+    def remember(self, kind: str, **content: Any) -> None:
+        self.steps.add({"step": kind, **content})
+
+    def begin(self) -> None:
+        made = self.steps.folder
+        with writing_to(made):
+            self.source.begin_copy(made, existing=self.recall("files") is not None)
+            if self.recall("files") is None:
+                for pattern in _CARRIED:
+                    for path in self.source.shards.folder.glob(pattern):
+                        if path.is_file() and not (made / path.name).exists():
+                            shutil.copyfile(path, made / path.name)
+                self.remember("files")
+        self.source.finished(range(self.finished))
+
+    def layer(self, layer: PrunedLayer) -> None:
+        super().layer(layer)
+        self._open.append(layer)
+
+    def block(self, index: int) -> None:
+        layers, self._open = self._open, []
+        step = {"step": "block", "index": index, "layers": [asdict(layer) for layer in layers]}
+        with writing_to(self.steps.folder):
+            self.source.commit(index, lambda: self.steps.add(step))
+
+    def finish(self, sidecar: Mapping[str, str]) -> None:
+        with writing_to(self.steps.folder):
+            self.source.finish_copy()
+            for name, text in sidecar.items():
+                write_text(self.steps.folder / name, text)
+
+
+def _layer(row: dict[str, Any]) -> PrunedLayer:
+    R, C = row["shape"]
+    return PrunedLayer(**{**row, "shape": (R, C)})
