@@ -59,6 +59,9 @@ def main() -> None:
         except AutopruneError as error:
             outcome = str(error)
         outcomes[outcome] += 1
+        if outcomes.total() % 20 == 0:
+            seconds = time.monotonic() - start
+            print(f"{outcomes['valid']} of {outcomes.total()} so far, {seconds:.0f} s", file=sys.stderr)
         if outcome != "valid":
             print(f"{outcome}\n{answer.text}\n", file=sys.stderr)
     seconds = (time.monotonic() - start) / options.count

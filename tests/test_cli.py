@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import tiny
 from autoprune import algorithms
+from autoprune.models.shards import ShardsCopy
 from command import Ran, Run
 
 
@@ -369,9 +370,9 @@ def broken_tokenizer(folder: Path) -> None:
 
 
 DAMAGES: dict[Callable[[Path], Any], str] = {
-    truncated: "copy: a safetensors file is corrupt",
-    garbage: "copy: a safetensors file is corrupt",
-    empty_weights: "copy: a safetensors file is corrupt",
+    truncated: "copy/model.safetensors: a safetensors file is corrupt",
+    garbage: "copy/model.safetensors: a safetensors file is corrupt",
+    empty_weights: "copy/model.safetensors: a safetensors file is corrupt",
     without_weights: "copy: ",
     without_config: "copy: the folder has no config.json",
     broken_config: "copy: ",
@@ -511,7 +512,7 @@ def test_ctrl_c_while_pruning_leaves_nothing(
 def test_ctrl_c_while_writing_leaves_nothing(
     run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", interrupt)
+    monkeypatch.setattr(ShardsCopy, "write", interrupt)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", *small(text))
     assert ran.code == 130
     assert list(work.iterdir()) == []
@@ -529,10 +530,12 @@ def test_ctrl_c_while_replacing_keeps_what_was_there(
             raise KeyboardInterrupt
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
-    ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--force", *small(text))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted)
+        ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--force", *small(text))
     assert ran.code == 130
-    assert sorted(path.name for path in work.rglob("*")) == ["autoprune.json", "out"]
+    assert "the same command continues it" in ran.error
+    assert [path.name for path in (work / "out").iterdir()] == ["autoprune.json"]
 
 
 def test_sigterm_is_as_ctrl_c(run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch):
@@ -548,15 +551,14 @@ def test_sigterm_is_as_ctrl_c(run: Run, checkpoint: Path, text: Path, work: Path
 # ---------------------------------------------------------------- disk full
 
 
-def write_some_then_fail(self: Any, folder: Path, **_: Any) -> None:
-    (Path(folder) / "model.safetensors").write_bytes(b"half of it")
+def fail(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", write_some_then_fail)
+    monkeypatch.setattr(ShardsCopy, "write", fail)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", *small(text))
     assert_refused(ran, "out: cannot write: No space left on device", work)
 
@@ -566,7 +568,7 @@ def test_a_full_disk_leaves_what_was_in_the_output_folder(
 ):
     (work / "out").mkdir()
     (work / "out" / "autoprune.json").write_text("old")
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", write_some_then_fail)
+    monkeypatch.setattr(ShardsCopy, "write", fail)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", "--force", *small(text))
     assert ran.code == 2
     assert "No space left on device" in ran.error

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import autoprune
 import tiny
@@ -373,3 +373,47 @@ def test_experts_that_saw_no_token_are_pruned_by_their_weights_and_named(text: s
     assert unseen
     assert all(any(note.startswith(name) for note in report.notes) for name in unseen)
     assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+_VISION = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+_TEXT = tiny.ARCHITECTURES["llama"] | {"vocab_size": tiny.VOCABULARY}
+SEEING: dict[str, dict[str, Any]] = {
+    "llava": {
+        "text_config": {"model_type": "llama", **_TEXT},
+        "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 4, **_VISION},
+        "image_token_index": 383,
+    },
+    "qwen2_5_vl": {
+        "text_config": {**_TEXT, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        "vision_config": {
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+        },
+        "image_token_id": 383,
+        "video_token_id": 382,
+    },
+    "gemma3": {
+        "text_config": tiny.ARCHITECTURES["gemma3_text"] | {"vocab_size": tiny.VOCABULARY},
+        "vision_config": {"num_hidden_layers": 4, **_VISION},
+        "mm_tokens_per_image": 4,
+        "image_token_index": 383,
+    },
+}
+
+
+@pytest.mark.parametrize("architecture", SEEING)
+def test_of_a_model_that_sees_the_language_tower_is_pruned(architecture: str, text: str, tmp_path: Path):
+    """Though its vision tower has more weights."""
+    config = AutoConfig.for_model(architecture, **SEEING[architecture])
+    source, out = tmp_path / "dense", tmp_path / "out"
+    AutoModelForImageTextToText.from_config(config).save_pretrained(source)
+    tiny.tokenizer().save_pretrained(source)
+    report = autoprune.prune(source, out=out, **settings(text))
+    assert report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert all("language_model" in layer.name for layer in report.layers)
+    assert any("vision" in name or "visual" in name for name in report.skipped)
+    assert_same(AutoModelForImageTextToText.from_pretrained(out).state_dict(),
+                in_memory(source, **settings(text)).state_dict())  # fmt: skip

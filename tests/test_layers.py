@@ -13,7 +13,7 @@ import autoprune
 ROOT = Path(autoprune.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"bootstrap", "errors", "files", "journal", "memory", "progress", "sparsity"},
+    {"bootstrap", "errors", "files", "journal", "memory", "progress", "sparsity", "spill"},
     {
         "conditioning",
         "language",
@@ -28,7 +28,19 @@ LAYERS: list[set[str]] = [
         "generate",
     },
     {"stream", "backward", "gradients", "channels", "layer", "equal_harm", "judge", "trial"},
-    {"inputs", "prune", "output", "evaluate", "measurements", "allocate", "auto", "share_out", "diagnosis", "figures"},
+    {
+        "inputs",
+        "prune",
+        "output",
+        "budget",
+        "evaluate",
+        "measurements",
+        "allocate",
+        "auto",
+        "share_out",
+        "diagnosis",
+        "figures",
+    },
     {"search", "scoring", "discover", "api"},
     {"demo", "terminal", "live", "cli", "__main__"},
 ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from autoprune.errors import AutopruneError
-from autoprune.sparsity import Target, count_zeros, keep_mask, zero_pruned_
+from autoprune.sparsity import Target, keep_mask, keep_mask_by_rows, zero_pruned_
 
 ANY = Target.of(0.5)  # masks follow the given count, not the fraction
 
@@ -221,8 +221,10 @@ def test_zeroing_works_on_a_slice():
     assert stored.sum(0).tolist() == [4, 4, 0, 0, 4, 4]
 
 
-def test_count_zeros_counts_both_zeros_and_no_nan():
-    assert count_zeros(torch.tensor([[0.0, -0.0, torch.nan, 1.0], [1e-45, torch.inf, 0.0, -1.0]])) == 3
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_both_zeros_are_counted_and_no_nan(dtype: torch.dtype):
+    weight_RC = torch.tensor([[0.0, -0.0, torch.nan, 1.0], [1e-3, torch.inf, 0.0, -1.0]], dtype=dtype)
+    assert zero_pruned_(weight_RC, torch.ones(2, 4, dtype=torch.bool)) == 3
 
 
 @given(st.data())
@@ -230,5 +232,23 @@ def test_from_target_to_zeros(data: st.DataObject):
     """A layer without zeros ends with exactly the zeros that its count says."""
     weight_RC = data.draw(scores()).abs() + 1
     count = data.draw(counts_of(weight_RC))
-    zero_pruned_(weight_RC, keep_mask(weight_RC.clone(), ANY, count, data.draw(st.sampled_from(["row", "layer"]))))
-    assert count_zeros(weight_RC) == count
+    keep_RC = keep_mask(weight_RC.clone(), ANY, count, data.draw(st.sampled_from(["row", "layer"])))
+    assert zero_pruned_(weight_RC, keep_RC) == count == weight_RC.numel() - weight_RC.count_nonzero()
+
+
+@pytest.mark.parametrize("shape", [(6, 16), (7, 48), (1, 16), (16, 32)])
+@pytest.mark.parametrize("pattern", [None, "2:4", "1:4", "4:8", "5:16"])
+@pytest.mark.parametrize("compare", ["row", "layer"])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_scores_that_come_some_rows_at_a_time_give_the_same_mask(
+    shape: tuple[int, int], pattern: str | None, compare: str, rows: int
+):
+    score_RC = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0)).float()  # many equal ones
+    target = Target.of(None if pattern else 0.4, pattern)
+    for count in {int(score_RC.numel() * target.fraction), int(score_RC.numel() * target.fraction) - 3, 0}:
+        if count < 0:
+            continue
+        parts = [(slice(start, start + rows), score_RC[start : start + rows]) for start in range(0, shape[0], rows)]
+        whole = keep_mask(score_RC, target, count, compare)
+        assert torch.equal(keep_mask_by_rows(parts, shape, target, count, compare), whole)
+        assert int((~whole).sum()) == count

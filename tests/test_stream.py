@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from autoprune import stream
 from autoprune.errors import AutopruneError
+from autoprune.language import interpret, read_program
 from autoprune.models import InMemoryBlocks, Linear
 from autoprune.stream import DENSE_GRAM, PROPAGATION, Visit, micro_batches, walk
 
@@ -482,3 +484,15 @@ def test_a_block_that_changes_its_input_is_not_run_twice():
     with pytest.raises(AutopruneError, match="one_pass"):
         list(walk(InMemoryBlocks(model), [routed_tokens()], collects=WANDA, propagation="block"))
     assert hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("body", ["abs(weight) * input_norm", "where(weight > 0, weight, input_norm - weight)"])
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_scores_a_few_rows_at_a_time_are_the_same(body: str, rows: int, monkeypatch: pytest.MonkeyPatch):
+    program = read_program(f'"""It."""\n\n\ndef score(weight, input_norm):\n    return {body}\n')
+    tape = program.require("score")
+    source = InMemoryBlocks(tiny.model(dtype=torch.bfloat16))
+    for visit in walk(source, [tiny.tokens()], collects=tape.collects):
+        monkeypatch.setattr(stream, "_SCORED_AT_ONCE", rows * visit.linear.shape[1])
+        whole = interpret(tape, visit.statistics(tape.statistics))
+        assert torch.equal(visit.score(tape), whole)

@@ -14,6 +14,7 @@ import torch
 
 from autoprune import algorithms
 from autoprune.allocation import AUTO, NOT_PROGRAMS, Allocation
+from autoprune.budget import estimate, fit, parse_bytes
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.diagnosis import Diagnosis, diagnose_model
@@ -48,6 +49,7 @@ from autoprune.progress import Progress, Silent
 from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
 from autoprune.share_out import share_out
 from autoprune.sparsity import Target
+from autoprune.spill import Spill
 from autoprune.stream import check_propagation
 
 _EVALUATION_LENGTH = 2048
@@ -111,6 +113,7 @@ def prune(
     propagation: str = "one_pass",
     dtype: str = "auto",
     device: str = "auto",
+    memory: str | None = None,
     out: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -124,6 +127,8 @@ def prune(
     `allocation` says how layers share out the sparsity: "uniform", "sensitivity", "auto", or a program that defines
     `allocate`; without it the algorithm's own is used, or else uniform. `granularity`, `strength`, `max_shift` and
     `temperature` override the allocation's options (see `autoprune.language.program.OPTIONS`).
+    A checkpoint of safetensors files is read, pruned and written block by block; `memory` ("8GiB") is what the prune
+    may take then: activations beyond that wait in a file. What was ended is continued by the same call.
     Raises AutopruneError, before anything is written, where the request cannot be met; a live model may then be
     pruned in part.
     """
@@ -145,6 +150,7 @@ def prune(
         granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
     )
     check_propagation(propagation)
+    limit = parse_bytes(memory) if memory is not None else None
     if method.towards_dense and propagation == "dense":
         progress.note("with propagation dense every layer has the unpruned model's inputs: towards_dense is not used")
         method = method.undamaged
@@ -179,6 +185,9 @@ def prune(
     if compare and target.group:
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     total = sum(linear.size for linear in all_linears(source))
+    needed = estimate(source, method, propagation, tokens_BL.numel() if tokens_BL is not None else 0)
+    room = fit(needed, limit)
+    progress.note(f"takes {needed}" + ("" if room is None else f"; activations beyond {room / 1e9:.2f} wait in a file"))
     settings = {
         "calibration": text,
         "propagation": propagation,
@@ -224,6 +233,7 @@ def prune(
             channels,
             finished=output.finished,
             on_block=output.block,
+            spill=Spill(room) if room is not None else None,
         )
         layers = output.layers
         clock.lap("prune")

@@ -23,7 +23,7 @@ _SOLVED = {"none": 4, "least_squares": 8, "sparsegpt": 6, "admm": 10}
 def parse_bytes(text: str) -> int:
     """ "8GiB", "500 MB" or "2e9" as a number of bytes."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 1 <= float(match[1]) * _UNITS[(match[2] or "").lower()] < 2**63:
         raise AutopruneError(f"'{text}' is no amount of memory", remedy="give it as 8GiB or 500MB")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
@@ -44,7 +44,8 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.2f}" for name in self.__dataclass_fields__)
-        return f"about {(self.fixed + self.activations) / 1e9:.2f} GB of memory ({parts}, the program {_PROCESS / 1e9:.2f})"
+        whole = (self.fixed + self.activations) / 1e9
+        return f"about {whole:.2f} GB of memory ({parts}, the program {_PROCESS / 1e9:.2f})"
 
 
 def estimate(source: BlockSource, method: Method, propagation: str, tokens: int) -> Estimate:

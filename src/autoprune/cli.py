@@ -37,11 +37,13 @@ def main() -> NoReturn:
     try:
         code = cli(standalone_mode=False) or 0
     except AutopruneError as error:
-        code = _fail(str(error), 2)
+        code = _fail(str(error), 2, error)
     except click.ClickException as error:
         code = _fail(f"{' '.join(error.format_message().split())} See autoprune --help", 2)
-    except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted; no unfinished output was left behind", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        interrupt = error.__cause__ or error  # click makes one of the other
+        kept = getattr(interrupt, "__notes__", None)
+        code = _fail("interrupted" if kept else "interrupted; no unfinished output was left behind", 130, interrupt)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has left
     except OSError as error:
@@ -53,8 +55,8 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, code: int, error: BaseException | None = None) -> int:
+    print("; ".join([f"error: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
     return code
 
 
@@ -195,12 +197,20 @@ def cli(context: click.Context) -> None:
     help="What a layer is judged by: one_pass (inputs from all that is pruned so far, its own block included), "
     "block (from pruned earlier blocks; Wanda's scheme) or dense (from the unpruned model).",
 )
-@click.option("--force", is_flag=True, help="Replace what is in --out.")
+@click.option(
+    "--memory",
+    help="Take no more than this, as 8GiB: activations beyond it wait in a file.  [default: what the machine has left]",
+)
+@click.option("--force", is_flag=True, help="Replace what is in --out, or what an ended prune has left there.")
 @_shared_options
 def _prune(
     model: str, out: Path, algorithm: str, sparsity: float | None, pattern: str | None, as_json: bool, **settings: Any
 ) -> None:
-    """Prune MODEL and write a checkpoint that from_pretrained loads as it is."""
+    """Prune MODEL and write a checkpoint that from_pretrained loads as it is.
+
+    Weights in safetensors files are read, pruned and written block by block, so that a model may be larger than memory;
+    a prune that was ended in any way goes on where it was when the same command is given again.
+    """
     from autoprune.algorithms import load
     from autoprune.sparsity import Target
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,14 @@ def folder_of(out: Path) -> Path:
 
 
 @contextmanager
-def journal(out: Path, fingerprint: Mapping[str, Any], *, anew: bool) -> Iterator[Journal]:
+def journal(
+    out: Path, fingerprint: Mapping[str, Any], *, anew: bool, worth: Callable[[dict[str, Any]], bool]
+) -> Iterator[Journal]:
     """The journal of an output, new or of an earlier run with the same fingerprint; another one's is refused, or with
     `anew` removed. When the block ends without an error, the folder becomes `out`.
 
-    After an error the folder stays where a step was finished, and is removed otherwise.
+    After an interrupt, or where the disk failed, the folder stays if it has a step that is `worth` to be kept: the same
+    command gets further then. It is removed otherwise.
     """
     folder = folder_of(out)
     with writing_to(out):
@@ -68,12 +71,15 @@ def journal(out: Path, fingerprint: Mapping[str, Any], *, anew: bool) -> Iterato
                     write_text(folder / _STEPS, json.dumps({"format": _FORMAT, "fingerprint": fingerprint}) + "\n")
             yield made
             with writing_to(out):
-                (folder / _STEPS).unlink()
-                (folder / _LOCK).unlink()
                 replace_folder(folder, out.resolve())
-        except BaseException:
-            if folder.exists() and not made.steps:
+                for name in (_STEPS, _LOCK):
+                    (out / name).unlink()
+        except BaseException as error:
+            refused = isinstance(error, AutopruneError) and not isinstance(error.__cause__, OSError)
+            if refused or not any(map(worth, made.steps)):
                 shutil.rmtree(folder, ignore_errors=True)
+            elif folder.exists():
+                error.add_note(f"what is finished is kept in {folder}; the same command continues it")
             raise
 
 

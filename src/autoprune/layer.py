@@ -25,7 +25,7 @@ from autoprune.solvers import (
     swaps,
     towards_dense,
 )
-from autoprune.sparsity import Target, keep_mask
+from autoprune.sparsity import Target, keep_mask, keep_mask_by_rows
 from autoprune.stream import DENSE_GRAM, Visit
 
 _FEW = 4  # iterations of least squares that show what a mask is worth
@@ -132,6 +132,10 @@ def _aim(visit: Visit, method: Method) -> tuple[Tensor, float]:
 
 def _score_first(visit: Visit, method: Method, target: Target, count: int) -> Solution:
     weight_RC, inputs = visit.linear.weight_RC, visit.inputs
+    if method.refine == "none":
+        parts = visit.score_by_rows(method.score)
+        keep_RC = keep_mask_by_rows(parts, weight_RC.shape, target, count, method.compare)
+        return Solution(keep_RC, _updated(visit, method, keep_RC))
     score_RC = visit.score(method.score)
     keep_RC = keep_mask(score_RC, target, count, method.compare)
     match method.refine:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.files import write_text, writing_to
-from autoprune.journal import Journal, folder_of, journal
+from autoprune.journal import Journal, journal
 from autoprune.models import BlockSource, DiskBlocks, OpenModel, save
 from autoprune.progress import Progress
 from autoprune.prune import PrunedLayer
@@ -67,19 +67,18 @@ def output_to(
     if folder is None or not isinstance(source, DiskBlocks):
         yield Output(opened, folder)
         return
-    try:
-        with journal(folder, fingerprint, anew=force) as steps:
-            output = _Stepwise(opened, folder, source, steps)
-            if output.finished:
-                progress.note(f"continuing: {output.finished} of {len(source.blocks)} blocks were finished")
-            try:
-                yield output
-            finally:
-                source.close()
-    except BaseException:
-        if folder_of(folder).exists():
-            progress.note(f"what is finished is kept in {folder_of(folder)}; the same command continues it")
-        raise
+    with journal(folder, fingerprint, anew=force, worth=_is_work) as steps:
+        output = _Stepwise(opened, folder, source, steps)
+        if output.finished:
+            progress.note(f"continuing: {output.finished} of {len(source.blocks)} blocks were finished")
+        try:
+            yield output
+        finally:
+            source.close()
+
+
+def _is_work(step: dict[str, Any]) -> bool:
+    return step["step"] == "block" or bool(step["step"] == "plan" and step["sparsity"])
 
 
 class _Stepwise(Output):
@@ -87,7 +86,7 @@ class _Stepwise(Output):
 
     def __init__(self, opened: OpenModel, folder: Path, source: DiskBlocks, steps: Journal):
         super().__init__(opened, folder)
-        self.source, self.steps = source, steps
+        self.folder, self.source, self.steps = folder, source, steps
         self.layers = [_layer(row) for step in steps.steps if step["step"] == "block" for row in step["layers"]]
         self.finished = sum(step["step"] == "block" for step in steps.steps)
         self._open: list[PrunedLayer] = []
@@ -100,7 +99,7 @@ class _Stepwise(Output):
 
     def begin(self) -> None:
         made = self.steps.folder
-        with writing_to(made):
+        with writing_to(self.folder):
             self.source.begin_copy(made, existing=self.recall("files") is not None)
             if self.recall("files") is None:
                 for pattern in _CARRIED:
@@ -117,11 +116,11 @@ class _Stepwise(Output):
     def block(self, index: int) -> None:
         layers, self._open = self._open, []
         step = {"step": "block", "index": index, "layers": [asdict(layer) for layer in layers]}
-        with writing_to(self.steps.folder):
+        with writing_to(self.folder):
             self.source.commit(index, lambda: self.steps.add(step))
 
     def finish(self, sidecar: Mapping[str, str]) -> None:
-        with writing_to(self.steps.folder):
+        with writing_to(self.folder):
             self.source.finish_copy()
             for name, text in sidecar.items():
                 write_text(self.steps.folder / name, text)

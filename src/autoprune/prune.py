@@ -11,7 +11,8 @@ from autoprune.allocation import counts
 from autoprune.channels import Channels, fold_
 from autoprune.layer import Method, solve
 from autoprune.models import BlockSource, Linear, all_linears, input_device
-from autoprune.sparsity import Target, count_zeros, zero_pruned_
+from autoprune.sparsity import Target, zero_pruned_
+from autoprune.spill import Spill
 from autoprune.statistics import Gradient
 from autoprune.stream import NO_GRADIENTS, micro_batches, walk
 
@@ -60,6 +61,7 @@ def prune_blocks(
     channels: Channels = NONE_FREE,
     finished: int = 0,
     on_block: Callable[[int], None] = lambda index: None,
+    spill: Spill | None = None,
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
     for one that names none; `channels` says which layers refine=permute may permute. The first `finished` blocks are
@@ -90,6 +92,7 @@ def prune_blocks(
         gradients=gradients,
         finished=finished,
         on_block=block_done,
+        spill=spill,
     ):
         linear, weight_RC = visit.linear, visit.linear.weight_RC
         solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
@@ -100,13 +103,13 @@ def prune_blocks(
             own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
         if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
             weight_RC.copy_(solution.weight_RC.to(source.stored(linear)))  # as it will be written, so also here
-        zero_pruned_(weight_RC, solution.keep_RC)
+        zeros = zero_pruned_(weight_RC, solution.keep_RC)
         pruned.append(
             PrunedLayer(
                 name=linear.name,
                 shape=linear.shape,
                 requested=count_of[linear],
-                zeros=count_zeros(weight_RC),
+                zeros=zeros,
                 calibration_tokens=visit.tokens,
                 fallback=solution.fallback,
                 own_order=own_order,

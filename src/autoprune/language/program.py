@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from autoprune.errors import AutopruneError, Place
+from autoprune.language.operators import OPERATORS
 from autoprune.language.statistics import FUNCTIONS
 
 CONSTANT, STATISTIC = "constant", "statistic"
@@ -199,6 +200,14 @@ class Tape:
     def steps(self) -> Iterator[tuple[int, Node]]:
         used = self.used()
         return ((index, node) for index, node in enumerate(self.nodes) if index in used)
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each element of the result depends on the statistics at its own place only."""
+        return all(
+            node.operator in (CONSTANT, STATISTIC) or OPERATORS[node.operator].kind == "elementwise"
+            for _, node in self.steps()
+        )
 
     @property
     def statistics(self) -> tuple[str, ...]:

@@ -20,7 +20,16 @@ from transformers.core_model_loading import build_glob_alternation
 from autoprune.models.facts import require_finite
 from autoprune.models.layout import Layout
 from autoprune.models.linears import Linear
-from autoprune.models.opening import DTYPES, OpenModel, local_folder, locate, read_settings, resolve_device
+from autoprune.models.opening import (
+    DTYPES,
+    UNREADABLE,
+    OpenModel,
+    local_folder,
+    locate,
+    read_settings,
+    resolve_device,
+    unreadable,
+)
 from autoprune.models.shards import Shards, ShardsCopy, is_sharded
 from autoprune.models.structure import Structure
 
@@ -82,7 +91,10 @@ def open_on_disk(name: str | Path, *, dtype: str = "auto", device: str = "auto")
     stored = settings.stored_dtype
     if not isinstance(stored, torch.dtype):  # the config does not say
         stored = next((place.dtype for place in shards.places.values() if place.dtype.is_floating_point), torch.float32)
-    made = empty_model(settings.make, DTYPES.get(dtype, stored), resolve_device(device))
+    try:
+        made = empty_model(settings.make, DTYPES.get(dtype, stored), resolve_device(device))
+    except UNREADABLE as error:
+        raise unreadable(str(name), location, error) from None
     opened = OpenModel(model=made, tokenizer=settings.tokenizer, name=str(name), stored_dtype=stored)
     return opened, DiskBlocks(made, shards, str(name))
 
@@ -110,7 +122,7 @@ class DiskBlocks:
             for block in self.blocks
         ]
         within = {name for block in self._names for name in block}
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="blocks")
+        self._reader, self._writer, self._carrier = (ThreadPoolExecutor(max_workers=1) for _ in range(3))
         self._ahead: tuple[int, int, Future[dict[str, Tensor]]] | None = None  # block, tensors written before, values
         self._commit: Future[None] | None = None
         for name, parameter in ((name, parameter) for parameter, name in names.items() if name not in within):
@@ -136,7 +148,7 @@ class DiskBlocks:
                 parameter.data = values[name]
         self._use.update(parameters.values())
         if index + 1 < len(self.blocks) and not unpruned:
-            self._ahead = index + 1, len(self._written), self._threads.submit(self._read, index + 1, False)
+            self._ahead = index + 1, len(self._written), self._reader.submit(self._read, index + 1, False)
 
     def _read_ahead(self, index: int) -> dict[str, Tensor] | None:
         """What was read ahead of a block, unless its tensors have been written since, as shared ones may have been."""
@@ -189,14 +201,14 @@ class DiskBlocks:
             done()
 
         self._written.update(wanted)
-        self._commit = self._threads.submit(write)
+        self._commit = self._writer.submit(write)
 
     def begin_copy(self, folder: Path, *, existing: bool) -> None:
         """Start the copy that `commit` writes to, or take one up again."""
         self.copy = ShardsCopy(folder) if existing else ShardsCopy.begin(self.shards, folder)
         committed = {name for index in range(len(self.blocks)) for name in self.tensors(index)}
         others = [name for name in self.shards.places if name not in committed]
-        self._carried = self._threads.submit(self.copy.carry_over, self.shards, others)
+        self._carried = self._carrier.submit(self.copy.carry_over, self.shards, others)
 
     def finish_copy(self) -> None:
         """Everything is in the copy and on the disk when this returns."""
@@ -218,7 +230,8 @@ class DiskBlocks:
 
     def close(self) -> None:
         """Forget what was read ahead; what is being written is written."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._reader, self._writer, self._carrier):
+            threads.shutdown(wait=True, cancel_futures=threads is self._reader)
 
     def _read(self, index: int, unpruned: bool) -> dict[str, Tensor]:
         def read(name: str) -> Tensor:

@@ -26,7 +26,7 @@ _FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"
 """What a prune needs of a repository on the hub."""
 
 # What transformers, tokenizers and safetensors raise for unreadable input.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
@@ -74,8 +74,8 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
             **options,
             **(_unpacked_gguf() if "gguf_file" in options else {}),
         )
-    except _UNREADABLE as error:
-        raise _unreadable(str(name), location, error) from None
+    except UNREADABLE as error:
+        raise unreadable(str(name), location, error) from None
     model, info = loaded
     if missing := [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]:
         raise AutopruneError(
@@ -120,8 +120,8 @@ def read_settings(name: str, location: str, options: dict[str, Any], dtype: str)
         tokenizer = None
         if _has_tokenizer(Path(location)):
             tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
-    except _UNREADABLE as error:
-        raise _unreadable(name, location, error) from None
+    except UNREADABLE as error:
+        raise unreadable(name, location, error) from None
     stored = torch.bfloat16 if "gguf_file" in options else getattr(config, "dtype", None) or "auto"
     return Settings(config, _auto_class(config), tokenizer, stored)
 
@@ -141,7 +141,7 @@ def local_folder(location: str) -> Path | None:
         return Path(location)
     try:
         return Path(huggingface_hub.snapshot_download(location, allow_patterns=list(_FILES)))
-    except (*_UNREADABLE, huggingface_hub.errors.HfHubHTTPError):
+    except (*UNREADABLE, huggingface_hub.errors.HfHubHTTPError):
         return None
 
 
@@ -265,7 +265,7 @@ def _forget_quantization(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _unreadable(name: str, location: str, error: Exception) -> AutopruneError:
+def unreadable(name: str, location: str, error: Exception) -> AutopruneError:
     if isinstance(error, AutopruneError):
         return error
     message = " ".join(str(error).split()) or type(error).__name__
