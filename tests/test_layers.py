@@ -13,7 +13,7 @@ import autoprune
 ROOT = Path(autoprune.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"bootstrap", "errors", "files", "journal", "memory", "progress", "sparsity", "spill"},
+    {"bootstrap", "errors", "files", "journal", "memory", "progress", "ranks", "sparsity", "spill"},
     {
         "conditioning",
         "language",

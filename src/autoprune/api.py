@@ -47,6 +47,7 @@ from autoprune.models import (
 from autoprune.output import output_to
 from autoprune.progress import Progress, Silent
 from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
+from autoprune.ranks import joined, local_device
 from autoprune.share_out import share_out
 from autoprune.sparsity import Target
 from autoprune.spill import Spill
@@ -129,6 +130,7 @@ def prune(
     `temperature` override the allocation's options (see `autoprune.language.program.OPTIONS`).
     A checkpoint of safetensors files is read, pruned and written block by block; `memory` ("8GiB") is what the prune
     may take then: activations beyond that wait in a file. What was ended is continued by the same call.
+    Processes that torchrun has started share the calibration sequences and the layers; the first one writes.
     Raises AutopruneError, before anything is written, where the request cannot be met; a live model may then be
     pruned in part.
     """
@@ -150,6 +152,7 @@ def prune(
         granularity=granularity, strength=strength, max_shift=max_shift, temperature=temperature
     )
     check_propagation(propagation)
+    device = local_device(device)
     limit = parse_bytes(memory) if memory is not None else None
     if method.towards_dense and propagation == "dense":
         progress.note("with propagation dense every layer has the unpruned model's inputs: towards_dense is not used")
@@ -205,11 +208,13 @@ def prune(
         "versions": _versions(),
     }
     with (
+        joined() as ranks,
         evaluation_mode(opened.model),
-        output_to(folder, opened, source, asked, force=force, progress=progress) as output,
+        output_to(folder, opened, source, asked, force=force, progress=progress, ranks=ranks) as output,
     ):
-        if (plan := output.recall("plan")) is None:
+        if (plan := ranks.tell(output.recall("plan"))) is None:
             sparsity_N, shared = share_out(source, program, method, target, sharing, tokens_BL, propagation, progress)
+            sparsity_N, shared = ranks.tell((sparsity_N, shared))
             output.remember("plan", sparsity=sparsity_N, shared=shared)
         else:
             sparsity_N, shared = plan["sparsity"], plan["shared"]
@@ -234,6 +239,7 @@ def prune(
             finished=output.finished,
             on_block=output.block,
             spill=Spill(room) if room is not None else None,
+            ranks=ranks,
         )
         layers = output.layers
         clock.lap("prune")

@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partialmethod
 from importlib import metadata
@@ -220,10 +221,13 @@ def _prune(
     from autoprune.api import prune
     from autoprune.terminal import TerminalProgress
 
-    with TerminalProgress() as progress:
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
+    with TerminalProgress() if is_first else nullcontext() as progress:
         report = prune(
             model, algorithm=program, sparsity=sparsity, pattern=pattern, out=out, progress=progress, **settings
         )
+    if not is_first:
+        return
     if as_json:
         _print_json(report.to_dict())
     else:

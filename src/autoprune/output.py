@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.files import write_text, writing_to
-from autoprune.journal import Journal, journal
+from autoprune.journal import Journal, folder_of, journal
 from autoprune.models import BlockSource, DiskBlocks, OpenModel, save
 from autoprune.progress import Progress
 from autoprune.prune import PrunedLayer
+from autoprune.ranks import ALONE, Ranks
 
 _CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
 """What of a checkpoint's folder goes along with its weights."""
@@ -62,13 +63,19 @@ def output_to(
     *,
     force: bool,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Output]:
-    """The output of a prune; what is in `folder` is replaced when the block ends."""
+    """The output of a prune, which the first of the `ranks` writes; what is in `folder` is replaced when the block
+    ends."""
     if folder is None or not isinstance(source, DiskBlocks):
-        yield Output(opened, folder)
+        yield Output(opened, folder if ranks.is_first else None)
+        return
+    if not ranks.is_first:
+        yield _Follower(opened, folder, source, ranks)
+        source.close()
         return
     with journal(folder, fingerprint, anew=force, worth=_is_work) as steps:
-        output = _Stepwise(opened, folder, source, steps)
+        output = _Stepwise(opened, folder, source, steps, ranks)
         if output.finished:
             progress.note(f"continuing: {output.finished} of {len(source.blocks)} blocks were finished")
         try:
@@ -84,12 +91,13 @@ def _is_work(step: dict[str, Any]) -> bool:
 class _Stepwise(Output):
     """Block by block, beside `folder`."""
 
-    def __init__(self, opened: OpenModel, folder: Path, source: DiskBlocks, steps: Journal):
+    def __init__(self, opened: OpenModel, folder: Path, source: DiskBlocks, steps: Journal, ranks: Ranks):
         super().__init__(opened, folder)
-        self.folder, self.source, self.steps = folder, source, steps
+        self.folder, self.source, self.steps, self.ranks = folder, source, steps, ranks
         self.layers = [_layer(row) for step in steps.steps if step["step"] == "block" for row in step["layers"]]
         self.finished = sum(step["step"] == "block" for step in steps.steps)
         self._open: list[PrunedLayer] = []
+        ranks.tell(self.finished)
 
     def recall(self, kind: str) -> dict[str, Any] | None:
         return self.steps.first(kind)
@@ -108,6 +116,7 @@ class _Stepwise(Output):
                             shutil.copyfile(path, made / path.name)
                 self.remember("files")
         self.source.finished(range(self.finished))
+        self.ranks.meet()
 
     def layer(self, layer: PrunedLayer) -> None:
         super().layer(layer)
@@ -118,12 +127,33 @@ class _Stepwise(Output):
         step = {"step": "block", "index": index, "layers": [asdict(layer) for layer in layers]}
         with writing_to(self.folder):
             self.source.commit(index, lambda: self.steps.add(step))
+            if self.ranks.world > 1:
+                self.source.wait()
+                self.ranks.meet()
 
     def finish(self, sidecar: Mapping[str, str]) -> None:
         with writing_to(self.folder):
             self.source.finish_copy()
             for name, text in sidecar.items():
                 write_text(self.steps.folder / name, text)
+
+
+class _Follower(Output):
+    """Beside one that writes block by block: reads what that has written, on a disk that both see."""
+
+    def __init__(self, opened: OpenModel, folder: Path, source: DiskBlocks, ranks: Ranks):
+        super().__init__(opened, None)
+        self.place, self.source, self.ranks = folder_of(folder), source, ranks
+        self.finished = ranks.tell(0)
+
+    def begin(self) -> None:
+        self.ranks.meet()
+        self.source.follow_copy(self.place)
+        self.source.finished(range(self.finished))
+
+    def block(self, index: int) -> None:
+        self.ranks.meet()
+        self.source.finished([index])
 
 
 def _layer(row: dict[str, Any]) -> PrunedLayer:

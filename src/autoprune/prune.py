@@ -11,10 +11,11 @@ from autoprune.allocation import counts
 from autoprune.channels import Channels, fold_
 from autoprune.layer import Method, solve
 from autoprune.models import BlockSource, Linear, all_linears, input_device
+from autoprune.ranks import ALONE, Ranks
 from autoprune.sparsity import Target, zero_pruned_
 from autoprune.spill import Spill
 from autoprune.statistics import Gradient
-from autoprune.stream import NO_GRADIENTS, micro_batches, walk
+from autoprune.stream import NO_GRADIENTS, Visit, micro_batches, walk
 
 NONE_FREE = Channels()
 NO_GAIN = "no order was found that retains more of its score"
@@ -62,10 +63,12 @@ def prune_blocks(
     finished: int = 0,
     on_block: Callable[[int], None] = lambda index: None,
     spill: Spill | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
     for one that names none; `channels` says which layers refine=permute may permute. The first `finished` blocks are
-    pruned already; `on_block` is told of each other one when it is."""
+    pruned already; `on_block` is told of each other one when it is. Of the tokens each of the `ranks` takes its part;
+    layers that are ready at once are solved by different ones."""
     target = recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
@@ -73,7 +76,7 @@ def prune_blocks(
     count_of = dict(zip(linears, count_N, strict=True))
     batches = []
     if tokens_BL is not None:
-        batches = micro_batches(tokens_BL, input_device(source.model), recipe.micro_batch_tokens)
+        batches = micro_batches(ranks.own(tokens_BL), input_device(source.model), recipe.micro_batch_tokens)
 
     pruned = []
     orders: dict[Linear, Tensor] = {}
@@ -84,6 +87,26 @@ def prune_blocks(
         orders.clear()
         on_block(index)
 
+    def prune_layer(visit: Visit) -> tuple[PrunedLayer, Tensor | None]:
+        linear, weight_RC = visit.linear, visit.linear.weight_RC
+        solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
+        own_order = ""
+        if recipe.method.refine == "permute" and solution.order_C is None:
+            own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
+        if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
+            weight_RC.copy_(solution.weight_RC.to(source.stored(linear)))  # as it will be written, so also here
+        layer = PrunedLayer(
+            name=linear.name,
+            shape=linear.shape,
+            requested=count_of[linear],
+            zeros=zero_pruned_(weight_RC, solution.keep_RC),
+            calibration_tokens=visit.tokens,
+            fallback=solution.fallback,
+            own_order=own_order,
+        )
+        return layer, solution.order_C
+
+    ready: list[Visit] = []
     for visit in walk(
         source,
         batches,
@@ -93,27 +116,22 @@ def prune_blocks(
         finished=finished,
         on_block=block_done,
         spill=spill,
+        ranks=ranks,
     ):
-        linear, weight_RC = visit.linear, visit.linear.weight_RC
-        solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
-        own_order = ""
-        if solution.order_C is not None:
-            orders[linear] = solution.order_C
-        elif recipe.method.refine == "permute":
-            own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
-        if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
-            weight_RC.copy_(solution.weight_RC.to(source.stored(linear)))  # as it will be written, so also here
-        zeros = zero_pruned_(weight_RC, solution.keep_RC)
-        pruned.append(
-            PrunedLayer(
-                name=linear.name,
-                shape=linear.shape,
-                requested=count_of[linear],
-                zeros=zeros,
-                calibration_tokens=visit.tokens,
-                fallback=solution.fallback,
-                own_order=own_order,
-            )
-        )
-        on_layer(pruned[-1])
+        ready.append(visit)
+        if visit.more and ranks.world > 1:
+            continue
+        turns = range(len(pruned), len(pruned) + len(ready))
+        owners = [turn % ranks.world for turn in turns]
+        done = [prune_layer(visit) if owner == ranks.rank else None for owner, visit in zip(owners, ready, strict=True)]
+        for turn, (owner, visit) in enumerate(zip(owners, ready, strict=True)):
+            found = ranks.tell(done[turn], owner)
+            assert found
+            layer, order_C = found
+            ranks.send_(visit.linear.weight_RC, owner)
+            if order_C is not None:
+                orders[visit.linear] = order_C
+            pruned.append(layer)
+            on_layer(layer)
+        ready.clear()
     return pruned

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoprune.conditioning import DAMPING, unit_diagonal
+from autoprune.ranks import Ranks
 
 _CHUNK = 1 << 18
 """Elements converted to float32 at a time: what stays in a core's cache, and never a copy of a whole batch."""
@@ -101,6 +102,17 @@ class InputStatistics:
         with bfloat16_products(x_TC.dtype == torch.bfloat16):
             for dense_part, part in zip(dense_TC.split(_GRAM_TOKENS), x_TC.split(_GRAM_TOKENS), strict=True):
                 self._dense_CC.addmm_(dense_part.float().T, part.float())
+
+    def gather(self, ranks: Ranks) -> None:
+        """Add what other processes have counted of the same layer."""
+        for total in (self._sum_C, self._squares_C, self._gram_CC, self._dense_CC):
+            if total is not None:
+                ranks.add_(total)
+        if self._max_C is not None:
+            ranks.maximum_(self._max_C)
+        counts = torch.tensor([self.tokens, self._dense_tokens])
+        ranks.add_(counts)
+        self.tokens, self._dense_tokens = counts.tolist()
 
     @cached_property
     def dense_gram(self) -> Tensor | None:

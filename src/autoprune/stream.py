@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ from autoprune.language.statistics import GRADIENTS
 from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
+from autoprune.ranks import ALONE, Ranks
 from autoprune.spill import Spill, Waiting
 from autoprune.statistics import Gradient, InputStatistics
 
@@ -62,12 +63,13 @@ NOTHING_MORE: Mapping[int, frozenset[str]] = MappingProxyType({})
 @dataclass(frozen=True)
 class Visit:
     """A linear layer whose input statistics are complete. `depth` is its block's position in [0, 1]; `gradient` is
-    there where the walk was given one."""
+    there where the walk was given one; `more` counts the visits that follow before any micro-batch goes on."""
 
     linear: Linear
     inputs: InputStatistics
     depth: float
     gradient: Gradient | None = None
+    more: int = 0
 
     @property
     def tokens(self) -> int:
@@ -160,6 +162,7 @@ def walk(
     finished: int = 0,
     on_block: Callable[[int], None] = lambda index: None,
     spill: Spill | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Visit]:
     """Every prunable layer of the model, once, in the order in which it is reached.
 
@@ -167,13 +170,14 @@ def walk(
     some blocks, by index; where `collects` is empty nothing has to be computed and `batches` are not used. A layer
     that no token reaches comes last in its block, with no tokens. The first `finished` blocks are computed and not
     visited; `on_block` is told of each other one, by index, when all micro-batches have left it. With `spill` what
-    micro-batches hold while they wait may be in a file.
+    micro-batches hold while they wait may be in a file. All `ranks` walk together, each with its own `batches`, and see
+    the same visits.
     Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
     """
     collects -= GRADIENTS
     if collects and input_device(source.model).type == "cpu":
         reuse_freed_memory()
-    lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients, more, spill)
+    lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients, more, spill, ranks)
     try:
         lockstep.pass_by(finished)
         yield from lockstep.visits(finished, on_block)
@@ -289,9 +293,10 @@ class _Lockstep:
         gradients: Mapping[str, Gradient],
         more: Mapping[int, frozenset[str]],
         spill: Spill | None,
+        ranks: Ranks,
     ):
         self.source, self.collects, self.propagation, self.gradients = source, collects, propagation, gradients
-        self.more = more
+        self.more, self.ranks = more, ranks
         forwards = [partial(_forward, source.model, tokens_BL) for tokens_BL in batches]
         self.batches = [_Batch(forward, spill and spill.waiting()) for forward in forwards]
         self.by_greenlet = {batch.greenlet: batch for batch in self.batches}
@@ -338,7 +343,11 @@ class _Lockstep:
             visits = (
                 Visit(linear, inputs, depth, self.gradients.get(linear.name)) for linear, inputs in self._complete()
             )
-            yield from self._remembering(visits) if self.propagation == "one_pass" else list(visits)
+            if self.propagation == "one_pass":
+                yield from self._remembering(visits)
+            else:
+                found = list(visits)
+                yield from (replace(visit, more=len(found) - 1 - place) for place, visit in enumerate(found))
             if self.propagation == "block" and index < last:
                 for batch in self.batches:
                     batch.run()  # through the block once more, now that it is pruned
@@ -349,9 +358,10 @@ class _Lockstep:
 
     def _complete(self) -> Iterator[tuple[Linear, InputStatistics]]:
         """Layers of the open block, each as soon as its statistics are complete."""
-        order = {linear: position for position, linear in enumerate(self.pending)}
+        linears = list(self.pending)
+        order = {linear: position for position, linear in enumerate(linears)}
         ready = self.batches
-        while ready:
+        while self.batches:
             for batch in ready:
                 batch.run()
                 while batch.at and batch.complete:  # as k after q: nothing to wait for
@@ -362,11 +372,15 @@ class _Lockstep:
             # All stand at a layer or at the end of the block. Where experts have scattered them, the first layer in
             # order of definition is next: the order in which experts are called.
             waiting = [(batch.at, batch) for batch in self.batches if batch.at]
-            if not waiting:
+            place = self.ranks.least(min((order[linear] for linear, _ in waiting), default=len(order)))
+            if place == len(order):
                 break
-            first = min((linear for linear, _ in waiting), key=order.__getitem__)
+            first = linears[place]
             ready = [batch for linear, batch in waiting if linear is first]
-            yield self._visited(first), self.collecting.pop(first)
+            inputs = self.collecting.pop(first, None) or self._statistics(first)
+            if self.ranks.world > 1:
+                inputs.gather(self.ranks)
+            yield self._visited(first), inputs
         for linear in list(self.pending):  # no token reached these
             yield self._visited(linear), self._statistics(linear)
 
@@ -409,7 +423,8 @@ class _Lockstep:
         if batch is None or linear not in self.pending:
             return
         known = batch.inputs if batch.has_counted(x) else None
-        batch.complete = known is not None and known.additions == len(self.batches)
+        # Where ranks walk together each layer is waited for by all: which ones share an input may differ by expert.
+        batch.complete = self.ranks.world == 1 and known is not None and known.additions == len(self.batches)
         if not batch.complete:
             if linear not in self.collecting:
                 self.collecting[linear] = self._statistics(linear)

@@ -210,6 +210,10 @@ class DiskBlocks:
         others = [name for name in self.shards.places if name not in committed]
         self._carried = self._carrier.submit(self.copy.carry_over, self.shards, others)
 
+    def follow_copy(self, folder: Path) -> None:
+        """Read finished blocks from a copy that another process makes."""
+        self.copy = ShardsCopy(folder)
+
     def finish_copy(self) -> None:
         """Everything is in the copy and on the disk when this returns."""
         assert self.copy is not None
