@@ -21,7 +21,7 @@ from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
 from autoprune.figures import check_matplotlib, draw
-from autoprune.files import SIDECAR, check_output, check_space, finished_folder
+from autoprune.files import SIDECAR, bytes_on_disk, check_output, check_space, finished_folder
 from autoprune.gradients import loss_gradients
 from autoprune.inputs import (
     SELF,
@@ -32,6 +32,7 @@ from autoprune.inputs import (
     opened_blocks,
     opened_model,
 )
+from autoprune.journal import folder_of
 from autoprune.language import Program
 from autoprune.layer import Method
 from autoprune.measurements import Measurements
@@ -165,7 +166,8 @@ def prune(
         check_source(calibration)
     opened, source = opened_blocks(model, tokenizer, dtype, device, progress, on_disk=folder is not None)
     if folder is not None:
-        check_space(folder, weight_bytes(opened.model))
+        whole = source.shards.bytes if isinstance(source, DiskBlocks) else weight_bytes(opened.model)
+        check_space(folder, max(0, whole - bytes_on_disk(folder_of(folder))))
     for linear in all_linears(source):
         target.check_layer(linear.name, linear.shape[1])
     channels = NONE_FREE
@@ -189,7 +191,7 @@ def prune(
         progress.note(f"a pattern compares weights within its groups: compare={compare} is not used")
     total = sum(linear.size for linear in all_linears(source))
     needed = estimate(source, method, propagation, tokens_BL.numel() if tokens_BL is not None else 0)
-    room = fit(needed, limit)
+    room = fit(needed, limit, source)
     progress.note(f"takes {needed}" + ("" if room is None else f"; activations beyond {room / 1e9:.2f} wait in a file"))
     settings = {
         "calibration": text,
@@ -238,7 +240,8 @@ def prune(
             channels,
             finished=output.finished,
             on_block=output.block,
-            spill=Spill(room) if room is not None else None,
+            folded=output.folded,
+            spill=Spill(room, str(folder.resolve().parent) if folder else None) if room is not None else None,
             ranks=ranks,
         )
         layers = output.layers

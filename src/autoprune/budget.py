@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from autoprune.errors import AutopruneError
 from autoprune.layer import Method
-from autoprune.models import BlockSource, DiskBlocks, Linear, weight_bytes
+from autoprune.models import BlockSource, DiskBlocks, Linear, input_device, weight_bytes
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _PROCESS = 700_000_000  # Python, torch and transformers themselves
@@ -74,10 +76,15 @@ def estimate(source: BlockSource, method: Method, propagation: str, tokens: int)
     )
 
 
-def fit(found: Estimate, limit: int | None) -> int | None:
+def fit(found: Estimate, limit: int | None, source: BlockSource) -> int | None:
     """Bytes that activations may take in memory (None: any), so that all together stays within `limit`; refused where
-    that cannot be. Without a limit, that is what the machine has left."""
-    bound = limit if limit is not None else available()
+    that cannot be. Without a limit, that is what the machine has left, beside what this process has already."""
+    if input_device(source.model).type != "cpu":
+        return None
+    there = _PROCESS + (0 if isinstance(source, DiskBlocks) else found.weights)
+    left = available()
+    left = left + there if left is not None else None
+    bound = limit if limit is not None else left
     if bound is None or found.fixed + found.activations <= bound:
         return None
     if found.fixed > bound:
@@ -96,10 +103,19 @@ def available() -> int | None:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
+                    return min(int(line.split()[1]) * 1024, *_of_container())
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _of_container() -> list[int]:
+    """What a container's limit leaves, if it has one."""
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii")) for name in ("max", "current"))
+    except (OSError, ValueError):  # "max" is no limit
+        return [sys.maxsize]
+    return [max(0, limit - used)]
 
 
 def _bytes(tensors: list) -> int:

@@ -67,6 +67,12 @@ def check_space(out: Path, bytes_needed: int) -> None:
         )
 
 
+def bytes_on_disk(folder: Path) -> int:
+    """What the files of a folder take, holes aside; 0 where there is none."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in found)
+
+
 @contextmanager
 def finished_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends without an error.
@@ -89,6 +95,7 @@ def finished_folder(out: Path) -> Iterator[Path]:
 def replace_folder(made: Path, out: Path) -> None:
     """Put a folder in place of another, or where none is. Wrap it in `writing_to`."""
     replaced = Path(f"{made}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)  # of a process that was killed
     try:
         if out.exists():
             out.rename(replaced)
@@ -139,4 +146,6 @@ def exclusive(path: Path, otherwise: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AutopruneError(otherwise, where=str(path.parent), remedy="wait for it, or choose another") from None
+        except OSError:  # a file system without locks
+            pass
         yield

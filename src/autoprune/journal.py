@@ -47,7 +47,7 @@ def folder_of(out: Path) -> Path:
 def journal(
     out: Path, fingerprint: Mapping[str, Any], *, anew: bool, worth: Callable[[dict[str, Any]], bool]
 ) -> Iterator[Journal]:
-    """The journal of an output, new or of an earlier run with the same fingerprint; another one's is refused, or with
+    """The journal of an output, new or of an earlier run with the same fingerprint; one of another is refused, or with
     `anew` removed. When the block ends without an error, the folder becomes `out`.
 
     After an interrupt, or where the disk failed, the folder stays if it has a step that is `worth` to be kept: the same
@@ -59,10 +59,14 @@ def journal(
     with exclusive(folder / _LOCK, "another process is writing this output"):
         with writing_to(out):
             steps = _read(folder / _STEPS)
-        if steps and (anew or not isinstance(steps[0].get("fingerprint"), dict)):
+        if steps and (other := _difference(steps[0].get("fingerprint"), json.loads(json.dumps(fingerprint)))):
+            if not anew:
+                raise AutopruneError(
+                    f"there is an unfinished prune of other content: {other}",
+                    where=str(folder),
+                    remedy="repeat that command to continue it, or add --force to start anew",
+                )
             steps = []
-        if steps:
-            _require_same(folder, steps[0]["fingerprint"], json.loads(json.dumps(fingerprint)))
         made = Journal(folder, steps[1:])
         try:
             if not steps:
@@ -110,15 +114,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _require_same(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    different = [name for name in now if was.get(name) != now[name]]
-    if different:
-        shown = "; ".join(f"{name} {_short(was.get(name), now[name])}" for name in different)
-        raise AutopruneError(
-            f"there is an unfinished prune of other content: {shown}",
-            where=str(folder),
-            remedy="repeat that command to continue it, or add --force to start anew",
-        )
+def _difference(was: Any, now: Mapping[str, Any]) -> str:
+    """How two fingerprints differ; empty where they do not."""
+    if not isinstance(was, dict):
+        return "its journal cannot be read"
+    return "; ".join(f"{name} {_short(was.get(name), now[name])}" for name in now if was.get(name) != now[name])
 
 
 def _short(was: Any, now: Any) -> str:

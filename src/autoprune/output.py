@@ -3,22 +3,19 @@ was ended goes on where it was."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from autoprune.files import write_text, writing_to
 from autoprune.journal import Journal, folder_of, journal
-from autoprune.models import BlockSource, DiskBlocks, OpenModel, save
+from autoprune.models import BlockSource, DiskBlocks, OpenModel, copy_files, save
 from autoprune.progress import Progress
-from autoprune.prune import PrunedLayer
+from autoprune.prune import Orders, PrunedLayer
 from autoprune.ranks import ALONE, Ranks
-
-_CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
-"""What of a checkpoint's folder goes along with its weights."""
 
 
 class Output:
@@ -26,6 +23,9 @@ class Output:
 
     finished = 0
     """Number of blocks that an earlier run has pruned."""
+
+    folded: Mapping[int, Orders] = MappingProxyType({})
+    """By index of those blocks, the orders of columns that were folded into them."""
 
     def __init__(self, opened: OpenModel, folder: Path | None):
         self.opened, self.folder = opened, folder
@@ -45,7 +45,7 @@ class Output:
         """A layer has been pruned."""
         self.layers.append(layer)
 
-    def block(self, index: int) -> None:
+    def block(self, index: int, orders: Orders) -> None:
         """A block has been pruned, and is still loaded."""
 
     def finish(self, sidecar: Mapping[str, str]) -> None:
@@ -97,7 +97,8 @@ class _Stepwise(Output):
         self.layers = [_layer(row) for step in steps.steps if step["step"] == "block" for row in step["layers"]]
         self.finished = sum(step["step"] == "block" for step in steps.steps)
         self._open: list[PrunedLayer] = []
-        ranks.tell(self.finished)
+        self.folded = {step["index"]: step["orders"] for step in steps.steps if step["step"] == "block"}
+        ranks.tell((self.finished, self.folded))
 
     def recall(self, kind: str) -> dict[str, Any] | None:
         return self.steps.first(kind)
@@ -110,10 +111,7 @@ class _Stepwise(Output):
         with writing_to(self.folder):
             self.source.begin_copy(made, existing=self.recall("files") is not None)
             if self.recall("files") is None:
-                for pattern in _CARRIED:
-                    for path in self.source.shards.folder.glob(pattern):
-                        if path.is_file() and not (made / path.name).exists():
-                            shutil.copyfile(path, made / path.name)
+                copy_files(self.source.shards.folder, made)
                 self.remember("files")
         self.source.finished(range(self.finished))
         self.ranks.meet()
@@ -122,9 +120,9 @@ class _Stepwise(Output):
         super().layer(layer)
         self._open.append(layer)
 
-    def block(self, index: int) -> None:
+    def block(self, index: int, orders: Orders) -> None:
         layers, self._open = self._open, []
-        step = {"step": "block", "index": index, "layers": [asdict(layer) for layer in layers]}
+        step = {"step": "block", "index": index, "orders": orders, "layers": [asdict(layer) for layer in layers]}
         with writing_to(self.folder):
             self.source.commit(index, lambda: self.steps.add(step))
             if self.ranks.world > 1:
@@ -144,14 +142,14 @@ class _Follower(Output):
     def __init__(self, opened: OpenModel, folder: Path, source: DiskBlocks, ranks: Ranks):
         super().__init__(opened, None)
         self.place, self.source, self.ranks = folder_of(folder), source, ranks
-        self.finished = ranks.tell(0)
+        self.finished, self.folded = ranks.tell((0, {}))
 
     def begin(self) -> None:
         self.ranks.meet()
         self.source.follow_copy(self.place)
         self.source.finished(range(self.finished))
 
-    def block(self, index: int) -> None:
+    def block(self, index: int, orders: Orders) -> None:
         self.ranks.meet()
         self.source.finished([index])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from autoprune.allocation import counts
@@ -16,6 +18,9 @@ from autoprune.sparsity import Target, zero_pruned_
 from autoprune.spill import Spill
 from autoprune.statistics import Gradient
 from autoprune.stream import NO_GRADIENTS, Visit, micro_batches, walk
+
+Orders = dict[str, list[int]]
+"""New orders of columns, by name of the layer."""
 
 NONE_FREE = Channels()
 NO_GAIN = "no order was found that retains more of its score"
@@ -61,13 +66,15 @@ def prune_blocks(
     gradients: Mapping[str, Gradient] = NO_GRADIENTS,
     channels: Channels = NONE_FREE,
     finished: int = 0,
-    on_block: Callable[[int], None] = lambda index: None,
+    on_block: Callable[[int, Orders], None] = lambda index, orders: None,
+    folded: Mapping[int, Orders] = MappingProxyType({}),
     spill: Spill | None = None,
     ranks: Ranks = ALONE,
 ) -> list[PrunedLayer]:
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
     for one that names none; `channels` says which layers refine=permute may permute. The first `finished` blocks are
-    pruned already; `on_block` is told of each other one when it is. Of the tokens each of the `ranks` takes its part;
+    pruned already; `on_block` is told of each other one when it is, with the orders of columns that were folded into
+    it, and `folded` are those of the first. Of the tokens each of the `ranks` takes its part;
     layers that are ready at once are solved by different ones."""
     target = recipe.target
     linears = all_linears(source)
@@ -84,8 +91,14 @@ def prune_blocks(
     def block_done(index: int) -> None:
         for linear, order_C in orders.items():
             fold_(linear, order_C, channels.before[linear])
+        on_block(index, {linear.name: order_C.tolist() for linear, order_C in orders.items()})
         orders.clear()
-        on_block(index)
+
+    def unfold(index: int) -> None:
+        """Tokens went through a block before its columns were put in order; sums in another order round otherwise."""
+        for linear in source.linears(index):
+            if order := folded.get(index, {}).get(linear.name):
+                fold_(linear, torch.tensor(order).argsort().to(linear.weight_RC.device), channels.before[linear])
 
     def prune_layer(visit: Visit) -> tuple[PrunedLayer, Tensor | None]:
         linear, weight_RC = visit.linear, visit.linear.weight_RC
@@ -115,6 +128,7 @@ def prune_blocks(
         gradients=gradients,
         finished=finished,
         on_block=block_done,
+        on_pass=unfold,
         spill=spill,
         ranks=ranks,
     ):

@@ -67,6 +67,15 @@ class Waiting:
         finally:
             self.paused = False
 
+    @contextmanager
+    def fetched(self) -> Iterator[None]:
+        """In memory for something else to look at."""
+        self._fetch()
+        try:
+            yield
+        finally:
+            self._leave()
+
     def _fetch(self) -> None:
         """Before it goes on: all in memory."""
         if self._out and self._file:

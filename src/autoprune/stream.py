@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -161,6 +161,7 @@ def walk(
     more: Mapping[int, frozenset[str]] = NOTHING_MORE,
     finished: int = 0,
     on_block: Callable[[int], None] = lambda index: None,
+    on_pass: Callable[[int], None] = lambda index: None,
     spill: Spill | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Visit]:
@@ -169,7 +170,8 @@ def walk(
     `batches` are token ids (B, L). `collects` names the running sums to keep, `more` further ones for the layers of
     some blocks, by index; where `collects` is empty nothing has to be computed and `batches` are not used. A layer
     that no token reaches comes last in its block, with no tokens. The first `finished` blocks are computed and not
-    visited; `on_block` is told of each other one, by index, when all micro-batches have left it. With `spill` what
+    visited, as `on_pass` leaves them; `on_block` is told of each other one, by index, when all micro-batches have left
+    it. With `spill` what
     micro-batches hold while they wait may be in a file. All `ranks` walk together, each with its own `batches`, and see
     the same visits.
     Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
@@ -179,7 +181,7 @@ def walk(
         reuse_freed_memory()
     lockstep = _Lockstep(source, batches if collects else [], collects, propagation, gradients, more, spill, ranks)
     try:
-        lockstep.pass_by(finished)
+        lockstep.pass_by(finished, on_pass)
         yield from lockstep.visits(finished, on_block)
     finally:
         lockstep.close()
@@ -272,9 +274,13 @@ class _Batch:
         return self._seen is not None and self._seen[0]() is x and self._seen[1] == x._version
 
     def count(self, x: Tensor, inputs: InputStatistics) -> None:
-        with self.waiting.not_its_own() if self.waiting else nullcontext():
+        with self.apart():
             inputs.add(x)
         self.inputs, self._seen = inputs, (weakref.ref(x), x._version)
+
+    def apart(self) -> AbstractContextManager[None]:
+        """What is made in this context is not the micro-batch's own."""
+        return self.waiting.not_its_own() if self.waiting else nullcontext()
 
     def close(self) -> None:
         if self.waiting:
@@ -303,7 +309,10 @@ class _Lockstep:
         # Each micro-batch once more, through the unpruned model: it follows the first from stop to stop.
         self.twins: dict[_Batch, _Batch] = {}
         if DENSE_GRAM in collects:
-            self.twins = {batch: _Batch(forward) for batch, forward in zip(self.batches, forwards, strict=True)}
+            self.twins = {
+                batch: _Batch(forward, spill and spill.waiting())
+                for batch, forward in zip(self.batches, forwards, strict=True)
+            }
         self.tokens = {batch: tokens_BL.numel() for batch, tokens_BL in zip(self.batches, batches, strict=True)}
         self.followed = {twin.greenlet: batch for batch, twin in self.twins.items()}
         self.unpruned: dict[Linear, Tensor] = {}  # weights of the open block as they were, for the twins
@@ -311,8 +320,8 @@ class _Lockstep:
         self.collecting: dict[Linear, InputStatistics] = {}
         self.stack = ExitStack()  # what is hooked into the open block
 
-    def pass_by(self, finished: int) -> None:
-        """Run everything through the first blocks, as they are now."""
+    def pass_by(self, finished: int, on_pass: Callable[[int], None]) -> None:
+        """Run everything through the first blocks, as they are now, and `on_pass` leaves them."""
         for index, block in enumerate(self.source.blocks[:finished] if self.batches else []):
             for linear in self.source.linears(index):  # experts one by one, as in `visits`: other ways round otherwise
                 self.stack.enter_context(linear.replaced(linear.forward))
@@ -320,6 +329,8 @@ class _Lockstep:
             for unpruned, batches in ((self.propagation == "dense", self.batches), (True, self.twins.values())):
                 if batches:
                     self.source.load(index, unpruned=unpruned)
+                    if not unpruned:
+                        on_pass(index)
                     for batch in batches:
                         batch.run()
                     self.source.release(index)
@@ -427,7 +438,8 @@ class _Lockstep:
         batch.complete = self.ranks.world == 1 and known is not None and known.additions == len(self.batches)
         if not batch.complete:
             if linear not in self.collecting:
-                self.collecting[linear] = self._statistics(linear)
+                with batch.apart():
+                    self.collecting[linear] = self._statistics(linear)
             batch.count(x, self.collecting[linear])
         if self.twins:
             batch.x = x
@@ -439,7 +451,9 @@ class _Lockstep:
         assert followed.inputs is not None
         assert followed.x is not None
         if all(x.shape[:-1].numel() == self.tokens[followed] for x in (dense, followed.x)):
-            followed.inputs.add_dense(dense, followed.x)
+            here = followed.waiting.fetched() if followed.waiting else nullcontext()
+            with self.twins[followed].apart(), here:
+                followed.inputs.add_dense(dense, followed.x)
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block computes."""

@@ -12,7 +12,7 @@ from autoprune.models.facts import (
     weight_bytes,
 )
 from autoprune.models.linears import Linear, is_linear, replaced_forward, users
-from autoprune.models.opening import DEMO, OpenModel, local_files, open_model, save
+from autoprune.models.opening import DEMO, OpenModel, copy_files, local_files, open_model, save
 from autoprune.models.structure import BlockSource, InMemoryBlocks, all_linears, find_blocks, loading
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_finite",
     "config_text",
     "context_length",
+    "copy_files",
     "find_blocks",
     "fingerprint",
     "head_shape",

@@ -6,6 +6,8 @@ read. A parameter that is not loaded has its shape, and NaN for every element, i
 
 from __future__ import annotations
 
+import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,7 +98,11 @@ def open_on_disk(name: str | Path, *, dtype: str = "auto", device: str = "auto")
     except UNREADABLE as error:
         raise unreadable(str(name), location, error) from None
     opened = OpenModel(model=made, tokenizer=settings.tokenizer, name=str(name), stored_dtype=stored)
-    return opened, DiskBlocks(made, shards, str(name))
+    source = DiskBlocks(made, shards, str(name))
+    if source.layout.left_out:  # what the checkpoint lacks by design, transformers knows how to make
+        source.close()
+        return None
+    return opened, source
 
 
 class DiskBlocks:
@@ -115,8 +121,11 @@ class DiskBlocks:
         self.layout = Layout(model, shards, where)
         self._written: set[str] = set()  # tensors that are in the copy
         self._use = Counter[nn.Parameter]()
-        names = {parameter: name for name, parameter in model.named_parameters(remove_duplicate=False)
-                 if name in self.layout}  # fmt: skip
+        names: dict[nn.Parameter, str] = {}
+        self._aliases: dict[str, list[str]] = {}  # a file may hold a shared parameter under several names
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in self.layout:
+                self._aliases.setdefault(names.setdefault(parameter, name), []).append(name)
         self._names = [
             {names[parameter]: parameter for parameter in block.parameters() if parameter in names}
             for block in self.blocks
@@ -125,6 +134,7 @@ class DiskBlocks:
         self._reader, self._writer, self._carrier = (ThreadPoolExecutor(max_workers=1) for _ in range(3))
         self._ahead: tuple[int, int, Future[dict[str, Tensor]]] | None = None  # block, tensors written before, values
         self._commit: Future[None] | None = None
+        self._stopped = threading.Event()
         for name, parameter in ((name, parameter) for parameter, name in names.items() if name not in within):
             parameter.data = self._outside(name, parameter)
         for name, buffer in model.named_buffers():
@@ -170,7 +180,7 @@ class DiskBlocks:
         return self._linears[index]
 
     def fingerprint(self) -> str:
-        return repr(self.shards.identity())
+        return json.dumps(self.shards.identity())
 
     def stored(self, linear: Linear) -> torch.dtype:
         """The dtype of a weight in the checkpoint."""
@@ -184,14 +194,20 @@ class DiskBlocks:
     def _changed(self, index: int) -> list[str]:
         modules = {linear.module for linear in self._linears[index]}
         own = {parameter for module in modules for parameter in module.parameters(recurse=False)}
-        return [name for name, parameter in self._names[index].items() if parameter in own]
+        return [
+            alias for name, parameter in self._names[index].items() if parameter in own for alias in self._aliases[name]
+        ]
 
     def commit(self, index: int, done: Callable[[], None]) -> None:
         """Write the layers of a loaded block into the copy, in the background, then call `done`."""
         self.wait()
         assert self.copy is not None
         copy, wanted = self.copy, self.tensors(index)
-        values = {name: parameter.data for name, parameter in self._names[index].items()}
+        if self._carried.done():
+            self._carried.result()  # what it has found wrong is not told only at the end
+        values = {
+            alias: parameter.data for name, parameter in self._names[index].items() for alias in self._aliases[name]
+        }
 
         def write() -> None:
             tensors = self.layout.store(values)
@@ -208,7 +224,7 @@ class DiskBlocks:
         self.copy = ShardsCopy(folder) if existing else ShardsCopy.begin(self.shards, folder)
         committed = {name for index in range(len(self.blocks)) for name in self.tensors(index)}
         others = [name for name in self.shards.places if name not in committed]
-        self._carried = self._carrier.submit(self.copy.carry_over, self.shards, others)
+        self._carried = self._carrier.submit(self.copy.carry_over, self.shards, others, self._stopped)
 
     def follow_copy(self, folder: Path) -> None:
         """Read finished blocks from a copy that another process makes."""
@@ -228,21 +244,24 @@ class DiskBlocks:
 
     def wait(self) -> None:
         """Until what was committed is on disk."""
-        pending, self._commit = self._commit, None
-        if pending is not None:
-            pending.result()
+        if self._commit is not None:
+            self._commit.result()
+            self._commit = None
 
     def close(self) -> None:
         """Forget what was read ahead; what is being written is written."""
+        self._stopped.set()
         for threads in (self._reader, self._writer, self._carrier):
             threads.shutdown(wait=True, cancel_futures=threads is self._reader)
 
     def _read(self, index: int, unpruned: bool) -> dict[str, Tensor]:
+        own = set(self.tensors(index)) if unpruned else ()  # what an earlier block shares with it is pruned by then
+
         def read(name: str) -> Tensor:
-            if name in self._written and not unpruned:
+            if name in self._written and name not in own:
                 assert self.copy is not None
-                if self._commit is not None:
-                    self._commit.result()
+                if (pending := self._commit) is not None:
+                    pending.result()
                 return self.copy.read(name)
             tensor = self.shards.read(name)
             require_finite(tensor, f"{self.shards.folder / self.shards.places[name].file}, tensor {name}")

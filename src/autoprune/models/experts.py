@@ -45,11 +45,10 @@ class Fused:
 
     @staticmethod
     def of(module: nn.Module) -> list[Fused]:
-        """The fused weights among a module's own parameters."""
-        if isinstance(module, nn.modules.conv._ConvNd):
-            return []
+        """The fused weights among a module's own parameters: stacks of as many matrices as it says it has experts."""
+        counts = {value for name, value in vars(module).items() if "expert" in name and isinstance(value, int)}
         return [Fused(module, name) for name, parameter in module.named_parameters(recurse=False)
-                if parameter.ndim == 3 and parameter.shape[0] > 1 and min(parameter.shape[1:]) > 1]  # fmt: skip
+                if parameter.ndim == 3 and parameter.shape[0] in counts and min(parameter.shape[1:]) > 1]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,8 +75,9 @@ class Layout:
                     self._rule[target] = rule
         ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
         tied = model.all_tied_weights_keys
-        missing = [name for name in state if name not in self._rule and name not in tied
-                   and not any(pattern.search(name) for pattern in ignored)]  # fmt: skip
+        absent = [name for name in state if name not in self._rule and name not in tied]
+        self.left_out = [name for name in absent if any(pattern.search(name) for pattern in ignored)]
+        missing = [name for name in absent if name not in self.left_out]
         if missing:
             raise AutopruneError(
                 f"the checkpoint lacks, or has in another shape, {len(missing)} of the model's tensors, "

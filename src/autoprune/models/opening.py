@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,14 +17,16 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from autoprune.errors import AutopruneError
-from autoprune.files import finished_folder
+from autoprune.files import SIDECAR, finished_folder
 from autoprune.models.facts import check_finite, require_finite
 
 DEMO = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
-"""What a prune needs of a repository on the hub."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".index.json")
+"""How files with weights, and their indices, end."""
+
+_NOT_NEEDED = [*(f"*{end}" for end in _WEIGHTS if end not in (".safetensors", ".index.json")), "original/*", "onnx/*"]
 
 # What transformers, tokenizers and safetensors raise for unreadable input.
 UNREADABLE = (
@@ -134,13 +137,28 @@ def _auto_class(config: Any) -> Any:
     return text if known else seeing
 
 
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy what goes along with weights: configuration, tokenizer, templates, licence, code. It is on the disk then."""
+    paths = [path for path in source.iterdir() if path.is_file() and not path.name.endswith(_WEIGHTS)]
+    paths += source.glob("additional_chat_templates/*")
+    for path in paths:
+        if path.name == SIDECAR or path.name.startswith("."):
+            continue
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        with path.open("rb") as old, target.open("wb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
 def local_folder(location: str) -> Path | None:
     """The folder of a hub id's files, downloaded where they are not here yet, or of a local checkpoint; None where
     there is none, which opening the model will explain."""
     if os.path.isdir(location):
         return Path(location)
     try:
-        return Path(huggingface_hub.snapshot_download(location, allow_patterns=list(_FILES)))
+        return Path(huggingface_hub.snapshot_download(location, ignore_patterns=_NOT_NEEDED))
     except (*UNREADABLE, huggingface_hub.errors.HfHubHTTPError):
         return None
 

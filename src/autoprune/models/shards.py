@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,11 @@ _DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
 }
 
 
@@ -88,9 +95,10 @@ class Shards:
                 self.places[name] = place = _place(file, entry, 8 + length)
                 if place.end > size:
                     raise ValueError(f"it ends within the tensor {name}")
+            _require_tiles([place for place in self.places.values() if place.file == file], 8 + length)
         except FileNotFoundError:
             raise AutopruneError("this file of the checkpoint is missing", where=str(path), remedy=_AGAIN) from None
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise AutopruneError(f"a safetensors file is corrupt ({error})", where=str(path), remedy=_AGAIN) from None
         self.headers[file], self.sizes[file] = 8 + length, size
 
@@ -100,8 +108,10 @@ class Shards:
         return sum(self.sizes.values())
 
     def identity(self) -> dict[str, list[int]]:
-        """Size and time of change of each file: what tells this checkpoint from another, or from what becomes of it."""
-        return {file: [size, (self.folder / file).stat().st_mtime_ns] for file, size in sorted(self.sizes.items())}
+        """Size and time of change of each file, and a sum over the configuration: what tells checkpoints apart."""
+        found = {file: [size, (self.folder / file).stat().st_mtime_ns] for file, size in sorted(self.sizes.items())}
+        config = self.folder / "config.json"
+        return found | {"config.json": [zlib.crc32(config.read_bytes()) if config.exists() else 0]}
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU, in memory of its own."""
@@ -162,15 +172,15 @@ class ShardsCopy(Shards):
             while done < len(content):
                 done += stream.write(content[done : done + _AT_ONCE])
 
-    def carry_over(self, source: Shards, names: Iterable[str]) -> None:
-        """Copy tensors as they are; refused where they are not finite."""
+    def carry_over(self, source: Shards, names: Iterable[str], stopped: threading.Event) -> None:
+        """Copy tensors as they are, unless `stopped`; refused where they are not finite."""
         for name in names:
             place = self.places[name]
             with (source.folder / place.file).open("rb") as old, (self.folder / place.file).open("r+b") as new:
                 old.seek(place.start)
                 new.seek(place.start)
                 left = place.end - place.start
-                while left:
+                while left and not stopped.is_set():
                     part = old.read(min(left, _AT_ONCE))
                     if not part:
                         raise AutopruneError(
@@ -210,11 +220,19 @@ def _weight_map(index: Path) -> dict[str, str]:
         named = json.loads(index.read_text("utf-8"))["weight_map"]
         if not named or not all(isinstance(name, str) and isinstance(file, str) for name, file in named.items()):
             raise ValueError("its weight_map does not say which file a tensor is in")
-        if foreign := [file for file in named.values() if Path(file).name != file or file in ("", ".", "..")]:
-            raise ValueError(f"it names {foreign[0]!r}, which is not a file of this folder")
+        if foreign := [f for f in named.values() if Path(f).name != f or Path(f).suffix != ".safetensors"]:
+            raise ValueError(f"it names {foreign[0]!r}, which is not a safetensors file of this folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise AutopruneError(f"the index cannot be read ({error})", where=str(index), remedy=_AGAIN) from None
     return named
+
+
+def _require_tiles(places: Iterable[Place], start: int) -> None:
+    """Tensors lie one after another, and share no bytes."""
+    for place in sorted(places, key=lambda place: (place.start, place.end)):
+        if place.start != start:
+            raise ValueError("its tensors overlap, or leave gaps")
+        start = place.end
 
 
 def _place(file: str, entry: Any, offset: int) -> Place:
