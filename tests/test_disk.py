@@ -500,3 +500,15 @@ def test_parameters_of_three_dimensions_that_are_no_experts_are_left_alone(text:
     report = autoprune.prune(model, tokenizer=tiny.tokenizer(), **settings(text))
     assert "model.layers.0.gates.weight" in report.skipped
     assert all("gates" not in layer.name for layer in report.layers)
+
+
+def test_a_model_writes_its_own_text_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = tiny.save(tmp_path / "dense")
+    given: dict[str, Any] = {"sparsity": 0.5, "sequences": 2, "length": 16}
+    autoprune.prune(source, out=tmp_path / "out", **given)
+    assert_same(AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict(),
+                in_memory(source, **given).state_dict())  # fmt: skip
+    monkeypatch.setattr("autoprune.budget.available", lambda: 1000)
+    with pytest.raises(AutopruneError, match="in memory whole") as caught:
+        autoprune.prune(source, out=tmp_path / "other", **given)
+    assert "--calibration file:PATH" in caught.value.remedy

@@ -14,7 +14,7 @@ import torch
 
 from autoprune import algorithms
 from autoprune.allocation import AUTO, NOT_PROGRAMS, Allocation
-from autoprune.budget import estimate, fit, parse_bytes
+from autoprune.budget import estimate, fit, parse_bytes, require_room_to_write
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.diagnosis import Diagnosis, diagnose_model
@@ -181,6 +181,7 @@ def prune(
     if needs_text:
         writer = opened
         if calibration == SELF and isinstance(source, DiskBlocks):  # it writes token by token, with all blocks for each
+            require_room_to_write(source, limit)
             writer = opened_model(model, tokenizer, dtype, device, progress)
         tokens_BL, text = calibration_tokens(writer, calibration, sequences, length, seed, progress)
         del writer

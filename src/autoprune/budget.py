@@ -97,6 +97,18 @@ def fit(found: Estimate, limit: int | None, source: BlockSource) -> int | None:
     return bound - found.fixed
 
 
+def require_room_to_write(source: DiskBlocks, limit: int | None) -> None:
+    """Refuse to open a model whole, for it to write its own calibration text, where it does not fit."""
+    bound = limit if limit is not None else available()
+    if bound is not None and source.shards.bytes + _PROCESS > bound:
+        raise AutopruneError(
+            "to write its own calibration text the model has to be in memory whole: "
+            f"{source.shards.bytes / 1e9:.2f} GB of weights, and there are {bound / 1e9:.2f} GB",
+            where="--calibration self",
+            remedy="name a text with --calibration file:PATH or hub:NAME",
+        )
+
+
 def available() -> int | None:
     """Memory that this machine can still give, in bytes, where it can be told."""
     try:
