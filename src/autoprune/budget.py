@@ -25,9 +25,10 @@ _SOLVED = {"none": 4, "least_squares": 8, "sparsegpt": 6, "admm": 10}
 def parse_bytes(text: str) -> int:
     """ "8GiB", "500 MB" or "2e9" as a number of bytes."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
-    if not match or not 1 <= float(match[1]) * _UNITS[(match[2] or "").lower()] < 2**63:
+    amount = float(match[1]) * _UNITS[(match[2] or "").lower()] if match else 0.0
+    if not 1 <= amount < 2**63:
         raise AutopruneError(f"'{text}' is no amount of memory", remedy="give it as 8GiB or 500MB")
-    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    return int(amount)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def estimate(source: BlockSource, method: Method, propagation: str, tokens: int)
     """What pruning a model with so many calibration tokens takes; on a GPU, all of it there."""
     blocks = [source.linears(index) for index in range(len(source.blocks))]
     if isinstance(source, DiskBlocks):
-        weights = _BLOCKS_AT_ONCE * max(_bytes(list(block.parameters())) for block in source.blocks)
+        weights = _BLOCKS_AT_ONCE * max(map(weight_bytes, source.blocks))
     else:
         weights = weight_bytes(source.model)
     grams = method.collects & {"gram", "dense_gram"}
@@ -128,7 +129,3 @@ def _of_container() -> list[int]:
     except (OSError, ValueError):  # "max" is no limit
         return [sys.maxsize]
     return [max(0, limit - used)]
-
-
-def _bytes(tensors: list) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

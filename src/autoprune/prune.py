@@ -74,8 +74,8 @@ def prune_blocks(
     """Prune the model's weights in place; `tokens_BL` may be None for a program that needs no text, `gradients` empty
     for one that names none; `channels` says which layers refine=permute may permute. The first `finished` blocks are
     pruned already; `on_block` is told of each other one when it is, with the orders of columns that were folded into
-    it, and `folded` are those of the first. Of the tokens each of the `ranks` takes its part;
-    layers that are ready at once are solved by different ones."""
+    it, and `folded` are those of the first. Of the tokens each of the `ranks` takes its part; layers that are ready at
+    once are solved by different ones."""
     target = recipe.target
     linears = all_linears(source)
     sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
@@ -135,11 +135,10 @@ def prune_blocks(
         ready.append(visit)
         if visit.more and ranks.world > 1:
             continue
-        turns = range(len(pruned), len(pruned) + len(ready))
-        owners = [turn % ranks.world for turn in turns]
+        owners = [(len(pruned) + turn) % ranks.world for turn in range(len(ready))]
         done = [prune_layer(visit) if owner == ranks.rank else None for owner, visit in zip(owners, ready, strict=True)]
-        for turn, (owner, visit) in enumerate(zip(owners, ready, strict=True)):
-            found = ranks.tell(done[turn], owner)
+        for owner, visit, own in zip(owners, ready, done, strict=True):
+            found = ranks.tell(own, owner)
             assert found
             layer, order_C = found
             ranks.send_(visit.linear.weight_RC, owner)

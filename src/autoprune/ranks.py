@@ -73,8 +73,7 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait for all."""
-        if self.world > 1:
-            self.least(0)
+        self.least(0)
 
     def _all_reduce(self, tensor: Tensor, operation: Any) -> None:
         if self.world > 1:

@@ -6,7 +6,7 @@ Legend: R output rows, C input columns of a linear layer; M the group length of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -67,7 +67,14 @@ class Target:
 
 
 _FEW = 16  # columns of a group up to which comparing all with all is faster than sorting
-_AT_ONCE = 1 << 20  # scores that are ranked at a time, which a CPU's caches hold
+_AT_ONCE = 1 << 20  # elements that a CPU's caches hold
+
+
+def some_rows(matrix_RC: Tensor, elements: int = _AT_ONCE) -> Iterator[slice]:
+    """The rows of a matrix, as many at a time as have so many elements; not on a CPU, all at once."""
+    R, C = matrix_RC.shape
+    rows = max(1, elements // C) if matrix_RC.device.type == "cpu" else R
+    return (slice(start, start + rows) for start in range(0, R, rows))
 
 
 def keep_mask(score_RC: Tensor, target: Target, count: int, compare: str) -> Tensor:
@@ -112,19 +119,18 @@ def _keep_in_groups(score_RC: Tensor, group: int, removed: int) -> Tensor:
     A score's rank in its group is how many others come before it. Whole rows are compared with themselves, moved by 1,
     2, ... columns, which is several times faster than sorting millions of short lines.
     """
-    R, C = score_RC.shape
+    C = score_RC.shape[1]
     place_C = torch.arange(C, device=score_RC.device) % group
     within = [(place_C[: C - by] + by < group).to(torch.int8) for by in range(group)]
     keep_RC = torch.empty(score_RC.shape, dtype=torch.bool, device=score_RC.device)
-    rows = max(1, _AT_ONCE // C) if score_RC.device.type == "cpu" else R
-    for start in range(0, R, rows):
-        part_rC = score_RC[start : start + rows]
+    for rows in some_rows(score_RC):
+        part_rC = score_RC[rows]
         rank_rC = (group - 1 - place_C).to(torch.int8).repeat(len(part_rC), 1)  # as if all to come were lower
         for by in range(1, group):
             not_higher = (part_rC[:, :-by] <= part_rC[:, by:]).view(torch.int8).mul_(within[by])
             rank_rC[:, by:] += not_higher
             rank_rC[:, :-by] -= not_higher
-        torch.ge(rank_rC, removed, out=keep_RC[start : start + rows])
+        torch.ge(rank_rC, removed, out=keep_RC[rows])
     return keep_RC
 
 
@@ -164,9 +170,8 @@ def zero_pruned_(weight_RC: Tensor, keep_RC: Tensor) -> int:
     """Set the weights that are not kept to +0.0, in place, whatever they were (NaN too). Gives the number of zeros."""
     # On the bits, since this is many times faster than masked_fill_ on 16-bit floats.
     bits_RC = weight_RC.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight_RC.element_size()])
-    rows = max(1, _AT_ONCE // weight_RC.shape[1]) if weight_RC.device.type == "cpu" else len(weight_RC)
     zeros = 0
-    for start in range(0, len(weight_RC), rows):
-        part_rC = bits_RC[start : start + rows].mul_(keep_RC[start : start + rows])
+    for rows in some_rows(weight_RC):
+        part_rC = bits_RC[rows].mul_(keep_RC[rows])
         zeros += part_rC.numel() - int((part_rC << 1).count_nonzero())  # without the sign: -0.0 is zero as well
     return zeros

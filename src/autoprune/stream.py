@@ -31,6 +31,7 @@ from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.ranks import ALONE, Ranks
+from autoprune.sparsity import some_rows
 from autoprune.spill import Spill, Waiting
 from autoprune.statistics import Gradient, InputStatistics
 
@@ -101,9 +102,7 @@ class Visit:
             yield slice(None), self._finite(interpret(tape, self.statistics(tape.statistics)))
             return
         others = self.statistics(name for name in tape.statistics if name != "weight")
-        rows = max(1, _SCORED_AT_ONCE // weight_RC.shape[1])
-        for start in range(0, len(weight_RC), rows):
-            some = slice(start, start + rows)
+        for some in some_rows(weight_RC, _SCORED_AT_ONCE):
             given = {name: _rows(name, value, some) for name, value in others.items()}
             yield some, self._finite(interpret(tape, {**given, "weight": weight_RC[some].float()}))
 
@@ -171,9 +170,8 @@ def walk(
     some blocks, by index; where `collects` is empty nothing has to be computed and `batches` are not used. A layer
     that no token reaches comes last in its block, with no tokens. The first `finished` blocks are computed and not
     visited, as `on_pass` leaves them; `on_block` is told of each other one, by index, when all micro-batches have left
-    it. With `spill` what
-    micro-batches hold while they wait may be in a file. All `ranks` walk together, each with its own `batches`, and see
-    the same visits.
+    it. With `spill` what micro-batches hold while they wait may be in a file. All `ranks` walk together, each with its
+    own `batches`, and see the same visits.
     Gradients are no running sum of the walk: `gradients` has them, by name of the layer.
     """
     collects -= GRADIENTS

@@ -113,7 +113,7 @@ class DiskBlocks:
     """
 
     def __init__(self, model: Any, shards: Shards, where: str):
-        self.model, self.shards, self.where = model, shards, where
+        self.model, self.shards = model, shards
         self.copy: ShardsCopy | None = None
         structure = Structure.of(model)
         self.blocks: Sequence[nn.Module] = structure.blocks
@@ -264,7 +264,7 @@ class DiskBlocks:
                     pending.result()
                 return self.copy.read(name)
             tensor = self.shards.read(name)
-            require_finite(tensor, f"{self.shards.folder / self.shards.places[name].file}, tensor {name}")
+            require_finite(tensor, self.shards.where(name))
             return tensor
 
         parameters = self._names[index]

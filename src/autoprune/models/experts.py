@@ -148,15 +148,13 @@ class _View(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         view = args[0] if args and isinstance(args[0], _View) else None
         if func is Tensor.__getitem__ and view is not None and (index := _as_int(args[1])) is not None:
             expert = Expert(view.fused, index)
             return _Slice.of(expert) if index in view.replaced else _plain(view)[index]
         if _name(func) == "bmm" and len(args) == 2 and isinstance(args[1], _View):
             return _all_at_once(args[0], args[1])
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+        return _plainly(func, args, kwargs or {})
 
 
 class _Slice(Tensor):
@@ -184,8 +182,7 @@ class _Slice(Tensor):
             y = given.expert.forward(args[0])
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
             return y if bias is None else y + bias
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+        return _plainly(func, args, kwargs)
 
 
 def _all_at_once(x_ETC: Tensor, view: _View) -> Tensor:
@@ -212,6 +209,12 @@ def _as_int(index: Any) -> int | None:
 
 def _plain(value: Any) -> Any:
     return value.as_subclass(Tensor) if isinstance(value, _View | _Slice) else value
+
+
+def _plainly(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """A function as ordinary tensors have it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
 
 def _name(func: Any) -> str:

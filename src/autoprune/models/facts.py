@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,16 @@ def require_finite(weight: Tensor, name: str) -> None:
         raise AutopruneError(
             "the weights hold NaN or infinite values", where=name, remedy="use an undamaged checkpoint"
         )
+
+
+def incomplete(missing: Sequence[str], where: str) -> AutopruneError:
+    """The refusal of a checkpoint that lacks tensors of the model, by name."""
+    return AutopruneError(
+        f"the checkpoint lacks, or has in another shape, {len(missing)} of the model's tensors, "
+        f"among them {min(missing)}",
+        where=where,
+        remedy="use a complete checkpoint of a causal LM",
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -21,6 +21,7 @@ from transformers.core_model_loading import (
 )
 
 from autoprune.errors import AutopruneError
+from autoprune.models.facts import incomplete
 from autoprune.models.shards import Shards
 
 
@@ -79,12 +80,7 @@ class Layout:
         self.left_out = [name for name in absent if any(pattern.search(name) for pattern in ignored)]
         missing = [name for name in absent if name not in self.left_out]
         if missing:
-            raise AutopruneError(
-                f"the checkpoint lacks, or has in another shape, {len(missing)} of the model's tensors, "
-                f"among them {min(missing)}",
-                where=where,
-                remedy="use a complete checkpoint of a causal LM",
-            )
+            raise incomplete(missing, where)
 
     def __contains__(self, parameter: str) -> bool:
         return parameter in self._rule

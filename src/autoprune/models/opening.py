@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR, finished_folder
-from autoprune.models.facts import check_finite, require_finite
+from autoprune.models.facts import check_finite, incomplete, require_finite
 
 DEMO = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,12 +81,7 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
         raise unreadable(str(name), location, error) from None
     model, info = loaded
     if missing := [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]:
-        raise AutopruneError(
-            f"the checkpoint lacks, or has in another shape, {len(missing)} of the model's tensors, "
-            f"among them {min(missing)}",
-            where=str(name),
-            remedy="use a complete checkpoint of a causal LM",
-        )
+        raise incomplete(missing, str(name))
     _forget_quantization(model)
     model.eval().requires_grad_(False)
     if not checked or dtype != "auto":  # a narrower dtype may overflow

@@ -113,6 +113,10 @@ class Shards:
         config = self.folder / "config.json"
         return found | {"config.json": [zlib.crc32(config.read_bytes()) if config.exists() else 0]}
 
+    def where(self, name: str) -> str:
+        """A tensor's file and name, for whoever has to look at it."""
+        return f"{self.folder / self.places[name].file}, tensor {name}"
+
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU, in memory of its own."""
         place = self.places[name]
@@ -186,7 +190,7 @@ class ShardsCopy(Shards):
                         raise AutopruneError(
                             "the file has become shorter", where=str(source.folder / place.file), remedy=_AGAIN
                         )
-                    _check_finite(part, place.dtype, f"{source.folder / place.file}, tensor {name}")
+                    _check_finite(part, place.dtype, source.where(name))
                     new.write(part)
                     left -= len(part)
 
