@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from autoprune import sparsity
 from autoprune.errors import AutopruneError
 from autoprune.sparsity import Target, keep_mask, keep_mask_by_rows, zero_pruned_
 
@@ -142,6 +143,15 @@ def test_pattern_masks(data: st.DataObject):
     assert (kept_GM.sum(1) == keep).all()
     assert_lowest_go(grouped_GM, kept_GM)
     assert torch.equal(kept_GM, stable_oracle(grouped_GM, [group - keep] * len(grouped_GM)))
+
+
+def test_pattern_masks_of_torch_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch):
+    """What a GPU computes, which no NumPy array can see."""
+    score_RC = torch.randint(0, 5, (300, 1000), generator=torch.Generator().manual_seed(0)).float()
+    target = Target.of(pattern="2:4")
+    keep_RC = keep_mask(score_RC, target, score_RC.numel() // 2, "row")
+    monkeypatch.setattr(sparsity, "_fast_array", lambda tensor: tensor)
+    assert torch.equal(keep_RC, keep_mask(score_RC, target, score_RC.numel() // 2, "row"))
 
 
 @given(st.data())

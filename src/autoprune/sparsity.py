@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Target:
 
 
 _FEW = 16  # columns of a group up to which comparing all with all is faster than sorting
-_AT_ONCE = 1 << 20  # elements that a CPU's caches hold
+_AT_ONCE = 1 << 18  # elements that a CPU's caches hold
 
 
 def some_rows(matrix_RC: Tensor, elements: int = _AT_ONCE) -> Iterator[slice]:
@@ -96,11 +97,14 @@ def keep_mask_by_rows(
         score = torch.cat([score_rC for _, score_rC in parts]).reshape(1, -1)
         return _keep(score, torch.tensor([count])).reshape(R, C)
     width = target.group or C  # of the lines in which scores compete
-    keep = []
+    keep_RC = None
     for rows, score_rC in parts:
+        if keep_RC is None:
+            keep_RC = torch.empty((R, C), dtype=torch.bool, device=score_rC.device)
         first, last, _ = rows.indices(R)
-        keep.append(_keep_lines(score_rC, width, count, R * C // width, first * C // width, last * C // width))
-    return torch.cat(keep) if len(keep) > 1 else keep[0]
+        keep_RC[rows] = _keep_lines(score_rC, width, count, R * C // width, first * C // width, last * C // width)
+    assert keep_RC is not None
+    return keep_RC
 
 
 def _keep_lines(score_rC: Tensor, width: int, count: int, lines: int, first: int, last: int) -> Tensor:
@@ -119,19 +123,31 @@ def _keep_in_groups(score_RC: Tensor, group: int, removed: int) -> Tensor:
     A score's rank in its group is how many others come before it. Whole rows are compared with themselves, moved by 1,
     2, ... columns, which is several times faster than sorting millions of short lines.
     """
-    C = score_RC.shape[1]
-    place_C = torch.arange(C, device=score_RC.device) % group
-    within = [(place_C[: C - by] + by < group).to(torch.int8) for by in range(group)]
-    keep_RC = torch.empty(score_RC.shape, dtype=torch.bool, device=score_RC.device)
+    C, device = score_RC.shape[1], score_RC.device
+    place_C = torch.arange(C, device=device) % group
+    within = [place_C[: C - by] + by < group for by in range(group)]
+    start_C = (group - 1 - place_C).to(torch.int8)  # as if all to come were lower
+    rank_rC = torch.empty_like(score_RC[next(some_rows(score_RC))], dtype=torch.int8)
+    keep_RC = torch.empty(score_RC.shape, dtype=torch.bool, device=device)
+    score, start, rank_rows, keep = map(_fast_array, (score_RC, start_C, rank_rC, keep_RC))
+    within = [_fast_array(whether) for whether in within]
     for rows in some_rows(score_RC):
-        part_rC = score_RC[rows]
-        rank_rC = (group - 1 - place_C).to(torch.int8).repeat(len(part_rC), 1)  # as if all to come were lower
+        part = score[rows]
+        rank = rank_rows[: len(part)]
+        rank[:] = start
         for by in range(1, group):
-            not_higher = (part_rC[:, :-by] <= part_rC[:, by:]).view(torch.int8).mul_(within[by])
-            rank_rC[:, by:] += not_higher
-            rank_rC[:, :-by] -= not_higher
-        torch.ge(rank_rC, removed, out=keep_RC[rows])
+            not_higher = part[:, :-by] <= part[:, by:]
+            not_higher &= within[by]
+            later, earlier, more = rank[:, by:], rank[:, :-by], not_higher.view(rank.dtype)
+            later += more
+            earlier -= more
+        keep[rows] = rank >= removed
     return keep_RC
+
+
+def _fast_array(tensor: Tensor) -> Any:
+    """What is the same to slice, compare and add: on a CPU NumPy's array, which compares four times faster."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _keep(score_RC: Tensor, removed_R: Tensor) -> Tensor:
