@@ -46,6 +46,9 @@ LAYERS: list[set[str]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
+COMMANDS = {"demo", "diagnose", "evaluate", "library", "prune", "search"}
+"""Files of the command line."""
+
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 
@@ -113,13 +116,13 @@ def test_the_language_knows_nothing_but_errors(path: Path):
                 "models/linears.py",
                 "models/opening.py",
                 "generate.py",
-                "cli.py",
+                "cli/shared.py",
                 "search/proposers/local.py",
             },
         ),
         ("greenlet", {"stream.py"}),
-        ("click", {"cli.py"}),
-        ("rich", {"cli.py", "terminal.py", "live.py"}),
+        ("click", {f"cli/{name}.py" for name in COMMANDS | {"main", "shared"}}),
+        ("rich", {"cli/demo.py", "terminal.py", "live.py"}),
         ("matplotlib", {"figures.py"}),
         ("datasets", {"data.py"}),
         ("safetensors", {"models/opening.py", "generate.py", "scoring/store.py"}),
@@ -135,8 +138,8 @@ def test_foreign_libraries_are_known_to_few_files(library: str, files: set[str])
 
 
 def test_the_command_line_uses_transformers_only_to_quiet_it():
-    tree = ast.parse((ROOT / "cli.py").read_text("utf-8"))
-    quiet = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_quiet")
+    tree = ast.parse((ROOT / "cli/shared.py").read_text("utf-8"))
+    quiet = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "quiet")
 
     def uses(node: ast.AST) -> int:
         return sum(
