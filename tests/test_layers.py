@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
         "data",
         "generate",
     },
-    {"stream", "backward", "gradients", "channels", "layer", "equal_harm", "judge", "trial"},
+    {"stream", "backward", "gradients", "channels", "damage", "layer", "equal_harm", "judge", "trial"},
     {
         "inputs",
         "prune",

@@ -45,7 +45,7 @@ from autoprune.models import (
     local_files,
     weight_bytes,
 )
-from autoprune.output import output_to
+from autoprune.output import BlockCost, output_to
 from autoprune.progress import Progress, Silent
 from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
 from autoprune.ranks import joined, local_device
@@ -71,6 +71,7 @@ class PruneReport:
     weights: int
     settings: dict[str, Any]
     layers: list[PrunedLayer]
+    blocks: list[BlockCost]
     skipped: dict[str, str]
     notes: list[str]
     durations_s: dict[str, float]
@@ -270,6 +271,7 @@ def prune(
             weights=total,
             settings=settings,
             layers=layers,
+            blocks=output.blocks,
             skipped=source.skipped,
             notes=notes,
             durations_s=clock.laps,

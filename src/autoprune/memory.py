@@ -1,14 +1,13 @@
-"""How the process takes memory from the system, on Linux, for tensors that come and go by the hundred.
-
-Measured on a Wanda prune of SmolLM2-135M with two cores: see LOG.md.
-"""
+"""How the process takes memory from the system, and how much it has."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGEST_MMAP_THRESHOLD = 32 << 20
@@ -37,3 +36,30 @@ def reuse_freed_memory() -> None:
         return
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+
+
+def forget_peak() -> None:
+    """Let the kernel's peak of resident memory start again from what is resident now."""
+    with contextlib.suppress(OSError):  # not Linux, or forbidden: the peak is that of the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int | None:
+    """The most that this process had resident since `forget_peak`, or ever; None where it cannot be told."""
+    if (peak := status_bytes("VmHWM")) is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def status_bytes(name: str) -> int | None:
+    """A line of Linux's account of this process, as "VmRSS"; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)

@@ -3,19 +3,37 @@ was ended goes on where it was."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from autoprune.files import write_text, writing_to
 from autoprune.journal import Journal, folder_of, journal
-from autoprune.models import BlockSource, DiskBlocks, OpenModel, copy_files, save
+from autoprune.memory import forget_peak, peak_bytes
+from autoprune.models import BlockSource, DiskBlocks, OpenModel, copy_files, input_device, save
 from autoprune.progress import Progress
 from autoprune.prune import Orders, PrunedLayer
 from autoprune.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """Seconds that a block took, and the most memory the process had meanwhile: of the GPU, if the model is on one,
+    else resident; None where that cannot be told."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+def _peak(opened: OpenModel) -> int | None:
+    device = input_device(opened.model)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 class Output:
@@ -30,6 +48,8 @@ class Output:
     def __init__(self, opened: OpenModel, folder: Path | None):
         self.opened, self.folder = opened, folder
         self.layers: list[PrunedLayer] = []
+        self.blocks: list[BlockCost] = []
+        self._since = time.perf_counter()
 
     def recall(self, kind: str) -> dict[str, Any] | None:
         """What an earlier run remembered."""
@@ -40,6 +60,8 @@ class Output:
 
     def begin(self) -> None:
         """The unpruned model is not needed any more."""
+        self._since = time.perf_counter()
+        forget_peak()
 
     def layer(self, layer: PrunedLayer) -> None:
         """A layer has been pruned."""
@@ -47,6 +69,10 @@ class Output:
 
     def block(self, index: int, orders: Orders) -> None:
         """A block has been pruned, and is still loaded."""
+        now = time.perf_counter()
+        self.blocks.append(BlockCost(seconds=round(now - self._since, 4), peak_bytes=_peak(self.opened)))
+        self._since = now
+        forget_peak()
 
     def finish(self, sidecar: Mapping[str, str]) -> None:
         """All blocks are there: write what is left, and `sidecar` texts by file name."""
@@ -96,6 +122,7 @@ class _Stepwise(Output):
         self.folder, self.source, self.steps, self.ranks = folder, source, steps, ranks
         self.layers = [_layer(row) for step in steps.steps if step["step"] == "block" for row in step["layers"]]
         self.finished = sum(step["step"] == "block" for step in steps.steps)
+        self.blocks = [BlockCost(**step["cost"]) for step in steps.steps if step["step"] == "block"]
         self._open: list[PrunedLayer] = []
         self.folded = {step["index"]: step["orders"] for step in steps.steps if step["step"] == "block"}
         ranks.tell((self.finished, self.folded))
@@ -115,14 +142,16 @@ class _Stepwise(Output):
                 self.remember("files")
         self.source.finished(range(self.finished))
         self.ranks.meet()
+        super().begin()
 
     def layer(self, layer: PrunedLayer) -> None:
         super().layer(layer)
         self._open.append(layer)
 
     def block(self, index: int, orders: Orders) -> None:
-        layers, self._open = self._open, []
-        step = {"step": "block", "index": index, "orders": orders, "layers": [asdict(layer) for layer in layers]}
+        super().block(index, orders)
+        layers, self._open = [asdict(layer) for layer in self._open], []
+        step = {"step": "block", "index": index, "orders": orders, "layers": layers, "cost": asdict(self.blocks[-1])}
         with writing_to(self.folder):
             self.source.commit(index, lambda: self.steps.add(step))
             if self.ranks.world > 1:

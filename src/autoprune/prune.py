@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoprune.allocation import counts
 from autoprune.channels import Channels, fold_
+from autoprune.damage import Unpruned
 from autoprune.layer import Method, solve
 from autoprune.models import BlockSource, Linear, all_linears, input_device
 from autoprune.ranks import ALONE, Ranks
@@ -46,14 +47,19 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedLayer:
-    """What became of one layer; `zeros` counts all zeros of the weight, also those it had before; `fallback` says what
-    could not be done, `own_order` why refine=permute left its columns in their order."""
+    """What became of one layer; `zeros` counts all zeros of the weight, also those it had before; `skewness` is that of
+    |w| before; `error` is the share of its outputs' mean square that is lost, on the calibration tokens, as far as the
+    statistic `error_by` tells; `fallback` says what could not be done, `own_order` why refine=permute left its columns
+    in their order."""
 
     name: str
     shape: tuple[int, int]
     requested: int
     zeros: int
     calibration_tokens: int
+    skewness: float | None = None
+    error: float | None = None
+    error_by: str = ""
     fallback: str = ""
     own_order: str = ""
 
@@ -102,18 +108,23 @@ def prune_blocks(
 
     def prune_layer(visit: Visit) -> tuple[PrunedLayer, Tensor | None]:
         linear, weight_RC = visit.linear, visit.linear.weight_RC
+        unpruned = Unpruned.of(weight_RC)
         solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
         own_order = ""
         if recipe.method.refine == "permute" and solution.order_C is None:
             own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
         if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
             weight_RC.copy_(solution.weight_RC.to(source.stored(linear)))  # as it will be written, so also here
+        zeros = zero_pruned_(weight_RC, solution.keep_RC)
         layer = PrunedLayer(
             name=linear.name,
             shape=linear.shape,
             requested=count_of[linear],
-            zeros=zero_pruned_(weight_RC, solution.keep_RC),
+            zeros=zeros,
             calibration_tokens=visit.tokens,
+            skewness=unpruned.skewness,
+            error=unpruned.relative_error(weight_RC, visit.inputs),
+            error_by=visit.inputs.error_known_by,
             fallback=solution.fallback,
             own_order=own_order,
         )

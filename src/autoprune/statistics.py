@@ -133,6 +133,23 @@ class InputStatistics:
                 return (weight_RC @ self.gram * weight_RC).sum(1, keepdim=True).clamp_(min=0).sqrt_()
         return getattr(self, name)
 
+    @property
+    def error_known_by(self) -> str:
+        """The statistic that `output_energy` uses."""
+        if not self.tokens:
+            return "weight"
+        return "gram" if self._gram_CC is not None else "input_norm" if self._squares_C is not None else "weight"
+
+    def output_energy(self, weight_rC: Tensor) -> Tensor:
+        """Mean square (r,) of what some outputs are with these weights (r, C), float32: exactly, by the Gram matrix;
+        else as if inputs were uncorrelated, by their norms; else as if they were all alike too."""
+        match self.error_known_by:
+            case "gram":
+                return (weight_rC @ self.gram * weight_rC).sum(1)
+            case "input_norm":
+                return (weight_rC * self.input_norm).square().sum(1)
+        return weight_rC.square().sum(1)
+
     # One property per input statistic, named as in the table; computed once, however many layers share it.
 
     @cached_property
