@@ -15,12 +15,14 @@ import torch
 from autoprune import algorithms
 from autoprune.allocation import AUTO, NOT_PROGRAMS, Allocation
 from autoprune.budget import estimate, fit, parse_bytes, require_room_to_write
+from autoprune.card import CARD, card
 from autoprune.channels import free_channels
 from autoprune.data import bos_rule, check_size, check_source, token_sequences
 from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
-from autoprune.figures import check_matplotlib, draw
+from autoprune.figures.diagnosing import pictures
+from autoprune.figures.picture import check_matplotlib
 from autoprune.files import SIDECAR, bytes_on_disk, check_output, check_space, finished_folder
 from autoprune.gradients import loss_gradients
 from autoprune.inputs import (
@@ -37,6 +39,7 @@ from autoprune.language import Program
 from autoprune.layer import Method
 from autoprune.measurements import Measurements
 from autoprune.models import (
+    BlockSource,
     DiskBlocks,
     InMemoryBlocks,
     all_linears,
@@ -279,7 +282,8 @@ def prune(
         )
         if folder is not None:
             progress.stage(f"writing {folder}", 1)
-            output.finish({SIDECAR: json.dumps(_sidecar(report), indent=1) + "\n"})
+            record = _sidecar(report)
+            output.finish({SIDECAR: json.dumps(record, indent=1) + "\n", CARD: card(record, _base(model, source))})
             clock.lap("save")
     return report
 
@@ -344,7 +348,7 @@ def diagnose(
 ) -> Diagnosis:
     """Measure skewness and sensitivity of a model's blocks, and draw them with an allocation, without pruning it.
 
-    The folder `out` gets autoprune.json and three pictures. Arguments as in `prune`.
+    The folder `out` gets autoprune.json and five figures, each as PNG and SVG. Arguments as in `prune`.
     """
     progress = progress or Silent()
     check_matplotlib()
@@ -366,7 +370,8 @@ def diagnose(
     record = {"format": 1, "diagnosis": result.to_dict(), "settings": {"calibration": text, "seed": seed}}
     progress.stage(f"writing {folder}", 1)
     with finished_folder(folder) as unfinished:
-        draw(result, unfinished)
+        for picture in pictures(result):
+            picture.save(unfinished)
         (unfinished / SIDECAR).write_text(json.dumps(record | {"versions": _versions()}, indent=1) + "\n", "utf-8")
     return result
 
@@ -380,6 +385,13 @@ def choose_allocation(given: str | Path | Program | None, program: Program) -> A
     return Allocation.of(
         given if isinstance(given, Program) else algorithms.load(given, kind="allocation", others=NOT_PROGRAMS)
     )
+
+
+def _base(model: Any, source: BlockSource) -> Path | None:
+    """The folder of the unpruned model, where it has one."""
+    if isinstance(source, DiskBlocks):
+        return source.shards.folder
+    return next((path for path in local_files(model) if path.is_dir()), None)
 
 
 def _own_orders(layers: list[PrunedLayer]) -> list[str]:

@@ -23,7 +23,7 @@ from autoprune.cli.shared import MODEL_HELP, calibration_options, print_json, qu
 @shared_options
 def diagnose(model: str, out: Path, as_json: bool, **settings: Any) -> None:
     """Draw how MODEL's layers differ: skewness, sensitivity to the pruning ratio, an allocation. Nothing is pruned."""
-    from autoprune.figures import check_matplotlib
+    from autoprune.figures.picture import check_matplotlib
 
     check_matplotlib()
     quiet()
@@ -42,4 +42,4 @@ def diagnose(model: str, out: Path, as_json: bool, **settings: Any) -> None:
     )
     for name, skewness, l_skewness, damage, sparsity in rows:
         print(f"{name:<28} {skewness:9.3f} {l_skewness:7.3f} {damage[-1]:16.4f} {sparsity:8.1%}")
-    print(f"pictures   {out}/skewness.png, sensitivity.png, allocation.png")
+    print(f"figures    {out}/*.png and *.svg; a page: autoprune report {out}")

@@ -1,0 +1,1 @@
+"""Figures: drawn once, shown in pages and papers."""

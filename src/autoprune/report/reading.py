@@ -1,0 +1,89 @@
+"""What a path holds: a prune (also an unfinished one), a diagnosis, a sweep or a search; or what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoprune.diagnosis import Diagnosis
+from autoprune.discover import ARCHIVE
+from autoprune.errors import AutopruneError
+from autoprune.files import SIDECAR
+from autoprune.journal import folder_of, read_journal
+from autoprune.report.diagnosing import diagnosing
+from autoprune.report.pruning import pruning
+from autoprune.report.searching import searching
+from autoprune.report.section import Section
+from autoprune.report.sweeping import sweeping
+from autoprune.scoring.scorer import FRESH, RUNGS
+from autoprune.sweep import LINES, read_sweep
+
+_WANTED = "give the --out of prune or diagnose, or the --run of search or sweep"
+
+
+def record_of(path: Path) -> dict[str, Any] | None:
+    """The record of a finished prune or diagnosis in a folder; None where there is none. Refused where it cannot be
+    read."""
+    file = path if path.name == SIDECAR else path / SIDECAR
+    try:
+        record = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise AutopruneError(
+            f"cannot be read ({error})", where=str(file), remedy="prune again, or restore it"
+        ) from None
+    if not isinstance(record, dict) or not ({"layers", "diagnosis"} & set(record)):
+        raise AutopruneError("is not a record of autoprune", where=str(file), remedy=_WANTED)
+    return record
+
+
+def read(path: Path) -> Section:
+    """The section of what a path holds. Raises AutopruneError where nothing of it can be shown."""
+    try:
+        if (record := record_of(path)) is not None:
+            return diagnosing(_diagnosis(record)) if "diagnosis" in record else pruning(record)
+        if (archive := path if path.name == ARCHIVE else path / ARCHIVE).is_file():
+            return searching(archive, RUNGS, FRESH)
+        if (path / LINES).is_file():
+            return sweeping(read_sweep(path))
+        if folder_of(path).is_dir():
+            return _unfinished(path)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:  # fields that are missing or of another type
+        reason = f"its record is not as autoprune writes it ({type(error).__name__}: {error})"
+        raise AutopruneError(reason, where=str(path), remedy="make it again with this version") from None
+    if not path.exists():
+        raise AutopruneError("there is nothing at this path", where=str(path), remedy=_WANTED)
+    what = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "nothing that autoprune has written"
+    raise AutopruneError(f"holds {what}", where=str(path), remedy=_WANTED)
+
+
+def _diagnosis(record: Mapping[str, Any]) -> Diagnosis:
+    found = dict(record["diagnosis"])
+    found.pop("mean_skewness", None)
+    return Diagnosis(**found)
+
+
+def _unfinished(path: Path) -> Section:
+    """A prune that was ended: the blocks that its journal has."""
+    head, steps = read_journal(path)
+    blocks = [step for step in steps if step.get("step") == "block"]
+    layers = [
+        {**layer, "sparsity": {"achieved": layer["zeros"] / (layer["shape"][0] * layer["shape"][1])}}
+        for step in blocks
+        for layer in step["layers"]
+    ]
+    asked = head["fingerprint"]
+    record = {
+        "model": str(path),
+        "algorithm": {"name": asked["algorithm"], "text": ""},
+        "method": asked["method"],
+        "target": asked["target"],
+        "settings": asked["settings"],
+        "layers": layers,
+        "blocks": [step["cost"] for step in blocks],
+    }
+    said = f"Unfinished: {len(blocks)} blocks are pruned. The command that began it, given again, continues it."
+    return pruning(record, missing=[said])

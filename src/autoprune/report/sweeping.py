@@ -1,0 +1,121 @@
+"""The picture that every paper on pruning draws: what is left of a model over the share of its weights that went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes
+from autoprune.report.section import Section
+from autoprune.sweep import Point, Sweep
+
+
+def sweeping(sweep: Sweep) -> Section:
+    """The section of a sweep."""
+    name = sweep.model.rstrip("/").rsplit("/", 1)[-1]
+    failed = [point for point in sweep.points if point.error]
+    missing = [f"{point.algorithm} at {point.target}: {point.error}" for point in failed]
+    if sweep.dense is None:
+        missing.insert(0, "The sweep was ended before the unpruned model was measured.")
+    elif not sweep.points:
+        missing.insert(0, "The sweep was ended before the first point was measured.")
+    settings = sweep.settings
+    facts = {"Model": sweep.model}
+    for label, key in (("Measured on", "data"), ("Propagation", "propagation"), ("Seed", "seed")):
+        if settings.get(key) is not None:
+            facts[label] = str(settings[key])
+    if sweep.dense:
+        facts["Unpruned"] = f"perplexity {sweep.dense.perplexity:.2f}"
+    return Section(
+        kind="sweep",
+        title=f"{name} over sparsity",
+        facts=facts,
+        missing=missing,
+        pictures=pictures(sweep),
+        tables=_tables(sweep),
+    )
+
+
+def pictures(sweep: Sweep) -> list[Picture]:
+    """perplexity and kl, where there is a point."""
+    dense = sweep.dense.perplexity if sweep.dense else None
+    found = [
+        _curves(sweep, "perplexity", "Perplexity over sparsity", "perplexity", lambda point: point.perplexity, dense),
+        _curves(sweep, "kl", "Divergence over sparsity", "KL(dense ‖ pruned), nats a token", lambda point: point.kl_nats_per_token, None),
+    ]  # fmt: skip
+    return [picture for picture in found if picture]
+
+
+def _curves(
+    sweep: Sweep, name: str, title: str, label: str, value: Callable[[Point], float | None], dense: float | None
+) -> Picture | None:
+    known = [
+        (point, figure) for point in sweep.points if (figure := value(point)) is not None and math.isfinite(figure)
+    ]
+    if not known:
+        return None
+    algorithms = list(dict.fromkeys(point.algorithm for point, _ in known))
+    with axes(height=3.6) as axis:
+        for number, algorithm in enumerate(algorithms):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            own = [(point, figure) for point, figure in known if point.algorithm == algorithm]
+            line = sorted((float(point.target), figure) for point, figure in own if ":" not in point.target)
+            axis.plot(
+                [x for x, _ in line],
+                [y for _, y in line],
+                f"-{marker}",
+                color=colour,
+                markersize=4,
+                linewidth=1.5,
+                label=algorithm,
+            )
+            for point, figure in own:
+                if ":" in point.target:  # beside the curves: another kind of sparsity
+                    axis.plot(_share(point.target), figure, marker, color=colour, markersize=7, markerfacecolor="none")
+                    axis.annotate(
+                        point.target,
+                        (_share(point.target), figure),
+                        (5, 0),
+                        textcoords="offset points",
+                        fontsize=8,
+                        color=colour,
+                    )
+        if dense is not None:
+            axis.axhline(dense, color=QUIET, linewidth=1, linestyle="--", label="unpruned")
+        if min(figure for _, figure in known) > 0:
+            axis.set_yscale("log")
+        axis.set(xlabel="sparsity", ylabel=label)
+        axis.figure.legend(loc="outside lower center", ncols=4)
+    best = min(known, key=lambda item: (-_share(item[0].target), item[1]))
+    says = f"Least at {best[0].target}: {best[0].algorithm}, {best[1]:.4g}."
+    if any(":" in point.target for point, _ in known):
+        says += " Open marks are n:m patterns."
+    rows = [[point.algorithm, point.target, f"{figure:.4f}"] for point, figure in known]
+    return Picture(name, title, says, axis.figure, Table(["algorithm", "target", label], rows))
+
+
+def _share(target: str) -> float:
+    """Of the weights that go."""
+    if ":" not in target:
+        return float(target)
+    keep, group = map(int, target.split(":"))
+    return 1 - keep / group
+
+
+def _tables(sweep: Sweep) -> Sequence[Table]:
+    targets = sorted({point.target for point in sweep.points}, key=lambda target: (_share(target), target))
+    algorithms = dict.fromkeys(point.algorithm for point in sweep.points)
+    by_place = {(point.algorithm, point.target): point for point in sweep.points}
+    tables = []
+    for title, value, digits in (
+        ("Perplexity", "perplexity", 2),
+        ("KL(dense ‖ pruned), nats a token", "kl_nats_per_token", 4),
+    ):
+        rows = []
+        for algorithm in algorithms:
+            points = [by_place.get((algorithm, target)) for target in targets]
+            figures = [getattr(point, value) if point else None for point in points]
+            rows.append([algorithm, *("–" if figure is None else f"{figure:.{digits}f}" for figure in figures)])
+        if rows:
+            tables.append(Table(["algorithm", *targets], rows, title=title))
+    return tables
