@@ -13,7 +13,7 @@ import autoprune
 ROOT = Path(autoprune.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"bootstrap", "errors", "files", "journal", "memory", "progress", "ranks", "sparsity", "spill"},
+    {"bootstrap", "errors", "files", "journal", "lines", "memory", "progress", "ranks", "sparsity", "spill"},
     {
         "conditioning",
         "language",
@@ -39,15 +39,17 @@ LAYERS: list[set[str]] = [
         "allocate",
         "auto",
         "share_out",
+        "side_by_side",
+        "bench",
         "diagnosis",
         "figures",
     },
-    {"search", "scoring", "discover", "api", "report"},
+    {"search", "scoring", "discover", "api", "report", "sweep"},
     {"demo", "terminal", "live", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-COMMANDS = {"demo", "diagnose", "evaluate", "library", "prune", "report", "search"}
+COMMANDS = {"demo", "diagnose", "evaluate", "library", "prune", "report", "search", "sweep"}
 """Files of the command line."""
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -6,6 +6,7 @@ prefer_huge_pages()  # before torch allocates
 
 from autoprune.api import Diagnosis, Evaluation, Progress, PruneReport, diagnose, evaluate, prune  # noqa: E402
 from autoprune.errors import AutopruneError, ProgramError  # noqa: E402
+from autoprune.sweep import Sweep, read_sweep, sweep  # noqa: E402
 
 __all__ = [
     "AutopruneError",
@@ -14,7 +15,10 @@ __all__ = [
     "ProgramError",
     "Progress",
     "PruneReport",
+    "Sweep",
     "diagnose",
     "evaluate",
     "prune",
+    "read_sweep",
+    "sweep",
 ]

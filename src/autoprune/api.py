@@ -17,7 +17,7 @@ from autoprune.allocation import AUTO, NOT_PROGRAMS, Allocation
 from autoprune.budget import estimate, fit, parse_bytes, require_room_to_write
 from autoprune.card import CARD, card
 from autoprune.channels import free_channels
-from autoprune.data import bos_rule, check_size, check_source, token_sequences
+from autoprune.data import check_source
 from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
@@ -31,6 +31,7 @@ from autoprune.inputs import (
     check_length,
     check_vocabulary,
     evaluation_mode,
+    evaluation_tokens,
     opened_blocks,
     opened_model,
 )
@@ -43,7 +44,6 @@ from autoprune.models import (
     DiskBlocks,
     InMemoryBlocks,
     all_linears,
-    context_length,
     input_device,
     local_files,
     weight_bytes,
@@ -56,8 +56,6 @@ from autoprune.share_out import share_out
 from autoprune.sparsity import Target
 from autoprune.spill import Spill
 from autoprune.stream import check_propagation
-
-_EVALUATION_LENGTH = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +210,7 @@ def prune(
         "target": str(target),
         "allocation": asdict(replace(sharing, tape=None)),
         "settings": settings,
-        "versions": _versions(),
+        "versions": versions(),
     }
     with (
         joined() as ranks,
@@ -308,19 +306,12 @@ def evaluate(
     """
     progress = progress or Silent()
     opened = opened_model(model, tokenizer, dtype, device, progress)
-    length = min(_EVALUATION_LENGTH, context_length(opened.model) or _EVALUATION_LENGTH) if length is None else length
-    check_size(sequences, length)
-    check_length(opened.model, length)
-    if opened.tokenizer is None:
-        raise AutopruneError("evaluation needs the model's tokenizer", remedy="pass tokenizer=")
-    rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
-    tokens_BL = token_sequences(data, opened.tokenizer, sequences=sequences, length=length, bos=rule)
-    check_vocabulary(opened.model, tokens_BL, opened.name)
+    tokens_BL, _ = evaluation_tokens(opened, data, sequences, length, bos)
     reference = None
     if against is not None:
         other = opened_model(against, tokenizer or opened.tokenizer, dtype, device, progress)
         reference = other.model
-        check_length(reference, length)
+        check_length(reference, tokens_BL.shape[1])
         check_vocabulary(reference, tokens_BL, other.name)
         if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
             raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
@@ -372,7 +363,7 @@ def diagnose(
     with finished_folder(folder) as unfinished:
         for picture in pictures(result):
             picture.save(unfinished)
-        (unfinished / SIDECAR).write_text(json.dumps(record | {"versions": _versions()}, indent=1) + "\n", "utf-8")
+        (unfinished / SIDECAR).write_text(json.dumps(record | {"versions": versions()}, indent=1) + "\n", "utf-8")
     return result
 
 
@@ -420,14 +411,15 @@ class _Clock:
 
 
 def _sidecar(report: PruneReport) -> dict[str, Any]:
-    return {"format": 1, **report.to_dict(), "versions": _versions()}
+    return {"format": 1, **report.to_dict(), "versions": versions()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what results depend on, by name."""
     packages = ("autoprune", "torch", "transformers", "tokenizers", "safetensors", "numpy", "greenlet")
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-    versions["torch"] = str(torch.__version__)  # says which build it is, too
-    return versions
+    found = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    found["torch"] = str(torch.__version__)  # says which build it is, too
+    return found
 
 
 __all__ = ["Diagnosis", "Evaluation", "Progress", "PruneReport", "diagnose", "evaluate", "prune"]

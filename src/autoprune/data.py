@@ -76,12 +76,12 @@ def token_sequences(
     return tokens_BL
 
 
-def check_size(sequences: int | None, length: int) -> None:
-    """Refuse an amount of text that makes no sense."""
+def check_size(sequences: int | None, length: int, option: str = "--") -> None:
+    """Refuse an amount of text that makes no sense; `option` is how the names of the two begin."""
     if sequences is not None and sequences < 1:
-        raise AutopruneError(f"--sequences {sequences} is less than 1", remedy="ask for at least one sequence")
+        raise AutopruneError(f"{option}sequences {sequences} is less than 1", remedy="ask for at least one sequence")
     if length < 2:
-        raise AutopruneError(f"--length {length} is less than 2", remedy="a sequence needs at least two tokens")
+        raise AutopruneError(f"{option}length {length} is less than 2", remedy="a sequence needs at least two tokens")
 
 
 def _tokens(pieces: Iterator[str], tokenizer: Any, wanted: int | None) -> list[int]:

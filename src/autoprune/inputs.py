@@ -34,12 +34,15 @@ SELF = "self"
 _WITH_ACCELERATOR, _ON_CPU = (128, 2048), (32, 512)
 
 
-def check_length(model: Any, length: int) -> None:
-    """Refuse sequences that are longer than the model's context."""
+_EVALUATION_LENGTH = 2048
+
+
+def check_length(model: Any, length: int, option: str = "--") -> None:
+    """Refuse sequences that are longer than the model's context; `option` is how its name begins."""
     limit = context_length(model)
     if limit is not None and length > limit:
         raise AutopruneError(
-            f"--length {length} is more than the {limit} positions of the model", remedy=f"use at most {limit}"
+            f"{option}length {length} is more than the {limit} positions of the model", remedy=f"use at most {limit}"
         )
 
 
@@ -104,7 +107,28 @@ def calibration_tokens(
         )
     check_vocabulary(opened.model, tokens_BL, opened.name)
     record = {"source": calibration, "sequences": sequences, "length": length, "bos": rule}
-    return tokens_BL, record | {"sha256": hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest()}
+    return tokens_BL, record | {"sha256": _content(tokens_BL)}
+
+
+def evaluation_tokens(
+    opened: OpenModel, data: str, sequences: int | None, length: int | None, bos: str, option: str = "--"
+) -> tuple[Tensor, dict[str, Any]]:
+    """Tokens (B, L) to measure a model on, and what is recorded of them; `option` is how the names of the two amounts
+    begin."""
+    length = min(_EVALUATION_LENGTH, context_length(opened.model) or _EVALUATION_LENGTH) if length is None else length
+    check_size(sequences, length, option)
+    check_length(opened.model, length, option)
+    if opened.tokenizer is None:
+        raise AutopruneError("evaluation needs the model's tokenizer", remedy="pass tokenizer=")
+    rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
+    tokens_BL = token_sequences(data, opened.tokenizer, sequences=sequences, length=length, bos=rule)
+    check_vocabulary(opened.model, tokens_BL, opened.name)
+    record = {"source": data, "sequences": len(tokens_BL), "length": length, "bos": rule}
+    return tokens_BL, record | {"sha256": _content(tokens_BL)}
+
+
+def _content(tokens_BL: Tensor) -> str:
+    return hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest()
 
 
 def check_vocabulary(model: Any, tokens_BL: Tensor, name: str) -> None:

@@ -3,8 +3,6 @@ what is finished, a line for each step, and the fingerprint of what was asked fo
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import AutopruneError
-from autoprune.files import exclusive, replace_folder, write_text, writing_to
+from autoprune.files import exclusive, replace_folder, writing_to
+from autoprune.lines import Lines, difference, read_lines
 
 _STEPS, _LOCK = "journal.jsonl", "journal.lock"
 _FORMAT = 1
@@ -21,16 +20,17 @@ _FORMAT = 1
 class Journal:
     """Steps that are finished, oldest first; `folder` is where they leave their results."""
 
-    def __init__(self, folder: Path, steps: list[dict[str, Any]]):
-        self.folder, self.steps = folder, steps
+    def __init__(self, lines: Lines):
+        self.folder, self._lines = lines.path.parent, lines
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return self._lines.found[1:]
 
     def add(self, step: Mapping[str, Any]) -> None:
         """Record a step. It is on the disk when this returns."""
-        with writing_to(self.folder), (self.folder / _STEPS).open("ab") as file:
-            file.write(json.dumps(step).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.steps.append(dict(step))
+        with writing_to(self.folder):
+            self._lines.add(step)
 
     def first(self, kind: str) -> dict[str, Any] | None:
         """The first step of a kind."""
@@ -41,6 +41,12 @@ def folder_of(out: Path) -> Path:
     """Where an output is while it is not finished."""
     out = out.resolve()
     return out.parent / f".{out.name}.unfinished"
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    """What the journal of an unfinished output has: what was asked for (`fingerprint`), then the steps; a process may be
+    at work on it."""
+    return read_lines(folder_of(out) / _STEPS)
 
 
 @contextmanager
@@ -58,21 +64,21 @@ def journal(
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / _LOCK, "another process is writing this output"):
         with writing_to(out):
-            steps = _read(folder / _STEPS)
-        if steps and (other := _difference(steps[0].get("fingerprint"), json.loads(json.dumps(fingerprint)))):
+            lines = Lines(folder / _STEPS)
+        if lines.found and (other := difference(lines.found[0].get("fingerprint"), fingerprint)):
             if not anew:
                 raise AutopruneError(
                     f"there is an unfinished prune of other content: {other}",
                     where=str(folder),
                     remedy="repeat that command to continue it, or add --force to start anew",
                 )
-            steps = []
-        made = Journal(folder, steps[1:])
+            lines.found.clear()
+        made = Journal(lines)
         try:
-            if not steps:
+            if not lines.found:
                 with writing_to(out):
                     _clear(folder)
-                    write_text(folder / _STEPS, json.dumps({"format": _FORMAT, "fingerprint": fingerprint}) + "\n")
+                    lines.add({"format": _FORMAT, "fingerprint": fingerprint})
             yield made
             with writing_to(out):
                 replace_folder(folder, out.resolve())
@@ -91,40 +97,3 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != _LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; one that a power loss has cut off is removed, with all after it."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    steps, sound = [], 0
-    for line in content.splitlines(keepends=True):
-        try:
-            step = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(step, dict):
-            break
-        steps.append(step)
-        sound += len(line)
-    if sound < len(content):
-        os.truncate(path, sound)
-    return steps
-
-
-def _difference(was: Any, now: Mapping[str, Any]) -> str:
-    """How two fingerprints differ; empty where they do not."""
-    if not isinstance(was, dict):
-        return "its journal cannot be read"
-    return "; ".join(f"{name} {_short(was.get(name), now[name])}" for name in now if was.get(name) != now[name])
-
-
-def _short(was: Any, now: Any) -> str:
-    """What differs between two values, where that fits a line."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-        return f"({', '.join(names[:4])})"
-    shown = [json.dumps(value) for value in (was, now)]
-    return f"(was {shown[0]}, is {shown[1]})" if max(map(len, shown)) <= 60 else "(differs)"

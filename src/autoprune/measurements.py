@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import numpy as np
@@ -65,6 +65,17 @@ class Curves:
         return np.exp(intercept_L + slope_L * sparsity)
 
 
+@dataclass
+class Unpruned:
+    """What measurements have found of a model and a text that does not depend on how much is pruned: what others of the
+    same model and text need not measure again."""
+
+    statistics: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    """(L,) by name and granularity, where no sequences were kept apart."""
+    passed: tuple[object, Dense] = (None, Dense())
+    """The last pass over the model, and what it was for."""
+
+
 class Measurements:
     """The unpruned model as allocations see it. With `judge`, sequences are kept apart and one-shot trials possible."""
 
@@ -77,6 +88,7 @@ class Measurements:
         *,
         judge: bool,
         progress: Progress | None = None,
+        unpruned: Unpruned | None = None,
     ):
         self.source, self.method, self.target = source, method, target
         self.masks = masks_only(method)
@@ -95,7 +107,8 @@ class Measurements:
                 )
             held = -(-len(tokens_BL) // HELD_OUT)
             self.tokens_BL, self.held_BL = tokens_BL[:-held], tokens_BL[-held:]
-        self._known: dict[tuple[str, str], np.ndarray] = {}
+        self.unpruned = unpruned or Unpruned()
+        self._known = {} if judge else self.unpruned.statistics
         self.groups = cache(lambda granularity: grouped(source, granularity))
 
     def at_target(self, sparsity_L: np.ndarray, granularity: str, max_shift: float, least_kept: float) -> np.ndarray:
@@ -111,6 +124,10 @@ class Measurements:
 
     @cached_property
     def dense(self) -> Dense:
+        purpose = (self.masks, self.target.group) if self.judge else ()
+        known, dense = self.unpruned.passed
+        if known == purpose and not self._compared_blocks:
+            return dense
         ranked = {}
         if self.judge:
             masks = self.masks
@@ -118,13 +135,16 @@ class Measurements:
             ranked = {"score": masks.score, "compare": masks.compare, "target": self.target, "gradients": gradients}
             ranked["more"] = dict.fromkeys(self._compared_blocks, needs(self.method))
         self.progress.stage("one pass over the unpruned model", self.weights)
-        return observe(
+        dense = observe(
             self.source,
             self.tokens_BL,
             norms=self.tokens_BL is not None,
             on_visit=self._see,
             **ranked,
         )
+        if not self._compared_blocks:
+            self.unpruned.passed = purpose, dense
+        return dense
 
     @cached_property
     def _compared_blocks(self) -> list[int]:

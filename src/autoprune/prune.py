@@ -12,7 +12,7 @@ from torch import Tensor
 from autoprune.allocation import counts
 from autoprune.channels import Channels, fold_
 from autoprune.damage import Unpruned
-from autoprune.layer import Method, solve
+from autoprune.layer import Method, Solution, solve
 from autoprune.models import BlockSource, Linear, all_linears, input_device
 from autoprune.ranks import ALONE, Ranks
 from autoprune.sparsity import Target, zero_pruned_
@@ -44,6 +44,11 @@ class Recipe:
     def __post_init__(self) -> None:
         self.method.check(self.target)
 
+    def counts(self, linears: Sequence[Linear]) -> dict[Linear, int]:
+        """How many weights each of all linear layers loses."""
+        sparsity_N = self.sparsity_N or [self.target.fraction] * len(linears)
+        return dict(zip(linears, counts(self.target, sparsity_N, [linear.size for linear in linears]), strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedLayer:
@@ -64,6 +69,14 @@ class PrunedLayer:
     own_order: str = ""
 
 
+def put_(weight_RC: Tensor, solution: Solution, stored: torch.dtype) -> int:
+    """Give a layer the weights that were found for it, in place, rounded to the dtype it is stored in. Gives the number
+    of zeros."""
+    if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
+        weight_RC.copy_(solution.weight_RC.to(stored))  # as it will be written, so also here
+    return zero_pruned_(weight_RC, solution.keep_RC)
+
+
 def prune_blocks(
     source: BlockSource,
     recipe: Recipe,
@@ -82,11 +95,7 @@ def prune_blocks(
     pruned already; `on_block` is told of each other one when it is, with the orders of columns that were folded into
     it, and `folded` are those of the first. Of the tokens each of the `ranks` takes its part; layers that are ready at
     once are solved by different ones."""
-    target = recipe.target
-    linears = all_linears(source)
-    sparsity_N = recipe.sparsity_N or [target.fraction] * len(linears)
-    count_N = counts(target, sparsity_N, [linear.size for linear in linears])
-    count_of = dict(zip(linears, count_N, strict=True))
+    count_of = recipe.counts(all_linears(source))
     batches = []
     if tokens_BL is not None:
         batches = micro_batches(ranks.own(tokens_BL), input_device(source.model), recipe.micro_batch_tokens)
@@ -109,13 +118,11 @@ def prune_blocks(
     def prune_layer(visit: Visit) -> tuple[PrunedLayer, Tensor | None]:
         linear, weight_RC = visit.linear, visit.linear.weight_RC
         unpruned = Unpruned.of(weight_RC)
-        solution = solve(visit, recipe.method, target, count_of[linear], any_order=linear in channels.before)
+        solution = solve(visit, recipe.method, recipe.target, count_of[linear], any_order=linear in channels.before)
         own_order = ""
         if recipe.method.refine == "permute" and solution.order_C is None:
             own_order = channels.refused.get(linear, solution.fallback or NO_GAIN)
-        if solution.weight_RC.data_ptr() != weight_RC.data_ptr():
-            weight_RC.copy_(solution.weight_RC.to(source.stored(linear)))  # as it will be written, so also here
-        zeros = zero_pruned_(weight_RC, solution.keep_RC)
+        zeros = put_(weight_RC, solution, source.stored(linear))
         layer = PrunedLayer(
             name=linear.name,
             shape=linear.shape,

@@ -12,7 +12,7 @@ from autoprune.auto import choose
 from autoprune.language import Program
 from autoprune.layer import Method
 from autoprune.layer_statistics import group_name
-from autoprune.measurements import Measurements
+from autoprune.measurements import Measurements, Unpruned
 from autoprune.models import BlockSource
 from autoprune.progress import Progress
 from autoprune.sparsity import Target
@@ -27,15 +27,19 @@ def share_out(
     tokens_BL: Tensor | None,
     propagation: str,
     progress: Progress,
+    unpruned: Unpruned | None = None,
 ) -> tuple[list[float] | None, dict[str, Any]]:
-    """The sparsity of every linear layer (None where it is uniform), and what is recorded of how it came about."""
+    """The sparsity of every linear layer (None where it is uniform), and what is recorded of how it came about.
+    `unpruned` is for several calls with the same model and text."""
     record: dict[str, Any] = {"name": allocation.name}
     if allocation.is_named(UNIFORM) or target.fraction == 0:  # nothing to share out
         return None, record
     record |= {name: getattr(allocation, name) for name in ("granularity", "max_shift", "least_kept")}
     if allocation.tape:
         record |= {name: getattr(allocation, name) for name in ("strength", "temperature", "digest", "text")}
-    measurements = Measurements(source, method, target, tokens_BL, judge=allocation.needs_judge, progress=progress)
+    measurements = Measurements(
+        source, method, target, tokens_BL, judge=allocation.needs_judge, progress=progress, unpruned=unpruned
+    )
     judged, bounds = measurements.judged, (allocation.max_shift, allocation.least_kept)
     at = "" if judged == target else f" at {float(judged.fraction):.1%}, where masks alone harm layers as much"
     record |= {"judged_at": float(judged.fraction)} if allocation.needs_judge else {}

@@ -23,7 +23,7 @@ from autoprune.cli.shared import TEXT_HELP, print_json, quiet
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Texts on which a pruned model is shown beside the unpruned one, token by token; both are opened for it. 0: none.",
+    help="Texts on which a pruned model is shown beside the unpruned one, token by token; both are opened. 0: none.",
 )
 @click.option("--data", help=f"Where those texts come from: {TEXT_HELP}.  [default: the unpruned model writes them]")
 @click.option("--against", help="The unpruned model.  [default: the one that autoprune.json names]")
@@ -33,8 +33,8 @@ from autoprune.cli.shared import TEXT_HELP, print_json, quiet
 def report(paths: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """Write one page about what is at each PATH: the --out of a prune or a diagnosis, the --run of a search or a sweep.
 
-    Finished or not, damaged or not: what there is is shown, and what is missing is said. The page is one file that needs
-    no network; each figure is also written as PNG and SVG, for papers, into a folder beside it.
+    Finished or not, damaged or not: what there is is shown, and what is missing is said. The page is one file that
+    needs no network; each figure is also written as PNG and SVG, for papers, into a folder beside it.
     """
     from autoprune.report.page import check_libraries
 

@@ -1,5 +1,5 @@
-"""A figure that is drawn once and shown three ways: in the page, where its colours follow light and dark, and as SVG and
-PNG for papers."""
+"""A figure that is drawn once and shown three ways: in the page, where its colours follow light and dark, and as SVG
+and PNG for papers."""
 
 from __future__ import annotations
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoprune import algorithms
 from autoprune.diagnosis import Diagnosis
 from autoprune.discover import ARCHIVE
 from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR
-from autoprune.journal import folder_of, read_journal
+from autoprune.journal import folder_of, steps_of
 from autoprune.report.diagnosing import diagnosing
 from autoprune.report.pruning import pruning
 from autoprune.report.searching import searching
@@ -68,7 +69,9 @@ def _diagnosis(record: Mapping[str, Any]) -> Diagnosis:
 
 def _unfinished(path: Path) -> Section:
     """A prune that was ended: the blocks that its journal has."""
-    head, steps = read_journal(path)
+    head, *steps = steps_of(path) or [{}]
+    if "fingerprint" not in head:
+        raise AutopruneError("an unfinished prune without a journal", where=str(folder_of(path)), remedy="prune again")
     blocks = [step for step in steps if step.get("step") == "block"]
     layers = [
         {**layer, "sparsity": {"achieved": layer["zeros"] / (layer["shape"][0] * layer["shape"][1])}}
@@ -78,7 +81,7 @@ def _unfinished(path: Path) -> Section:
     asked = head["fingerprint"]
     record = {
         "model": str(path),
-        "algorithm": {"name": asked["algorithm"], "text": ""},
+        "algorithm": {"name": _known_as(asked["algorithm"]), "text": ""},
         "method": asked["method"],
         "target": asked["target"],
         "settings": asked["settings"],
@@ -87,3 +90,8 @@ def _unfinished(path: Path) -> Section:
     }
     said = f"Unfinished: {len(blocks)} blocks are pruned. The command that began it, given again, continues it."
     return pruning(record, missing=[said])
+
+
+def _known_as(digest: str) -> str:
+    """The name of a program of the library, or the digest."""
+    return next((name for name in algorithms.names() if algorithms.load(name).digest == digest), digest)
