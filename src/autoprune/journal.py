@@ -44,8 +44,8 @@ def folder_of(out: Path) -> Path:
 
 
 def steps_of(out: Path) -> list[dict[str, Any]]:
-    """What the journal of an unfinished output has: what was asked for (`fingerprint`), then the steps; a process may be
-    at work on it."""
+    """What the journal of an unfinished output has: what was asked for (`fingerprint`), then the steps; a process may
+    be at work on it."""
     return read_lines(folder_of(out) / _STEPS)
 
 

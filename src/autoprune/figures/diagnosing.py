@@ -12,7 +12,7 @@ _NORMAL_SKEWNESS, _NORMAL_L_SKEWNESS = 0.9953, 0.1983
 
 def pictures(diagnosis: Diagnosis) -> list[Picture]:
     """skewness, mean_skewness, l_skewness, sensitivity and allocation."""
-    return [_skewness(diagnosis), _mean_skewness(diagnosis), _l_skewness(diagnosis), _sensitivity(diagnosis), _allocation(diagnosis)]  # fmt: skip
+    return [make(diagnosis) for make in (_skewness, _mean_skewness, _l_skewness, _sensitivity, _allocation)]
 
 
 def _skewness(diagnosis: Diagnosis) -> Picture:
@@ -28,7 +28,7 @@ def _skewness(diagnosis: Diagnosis) -> Picture:
         axis.axhline(_NORMAL_SKEWNESS, color=QUIET, linewidth=1, linestyle="--")
         axis.set(xlabel="block", ylabel="skewness of |w|")
         if len(set(kinds)) <= len(COLOURS):
-            axis.figure.legend(loc="outside lower center", ncols=min(4, len(set(kinds))), handletextpad=0.2)
+            axis.figure.legend(loc="outside lower center", ncols=min(3, len(set(kinds))), handletextpad=0.2)
     says = "A mark for each linear layer; normal weights have 0.995 (dashed)."
     rows = [[name, f"{value:.3f}"] for name, value in zip(diagnosis.linears, values, strict=True)]
     return Picture(
@@ -67,7 +67,7 @@ def _sensitivity(diagnosis: Diagnosis) -> Picture:
             axis.plot(damage[:, index], f"-{marker}", markersize=3, linewidth=1, color=colour, label=f"to {level:.0%}")
         axis.set_yscale("log")
         axis.set(xlabel="block", ylabel="KL divergence, nats a token")
-        axis.figure.legend(loc="outside lower center", ncols=min(4, len(diagnosis.levels)))
+        axis.figure.legend(loc="outside lower center", ncols=min(3, len(diagnosis.levels)))
     most = int(damage[:, -1].argmax())
     says = (
         f"Damage when one block alone is pruned with {diagnosis.algorithm}; block {most} bears it worst "
@@ -87,7 +87,8 @@ def _allocation(diagnosis: Diagnosis) -> Picture:
         axis.axhline(diagnosis.target, color=COLOURS[1], linewidth=1.5)
         axis.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
         axis.set(xlabel="block", ylabel="sparsity")
-    says = f"{diagnosis.allocation} gives blocks {low:.1%} to {high:.1%}; the line is the {diagnosis.target:.0%} of the whole."
+    whole = f"the line is the {diagnosis.target:.0%} of the whole"
+    says = f"{diagnosis.allocation} gives blocks {low:.1%} to {high:.1%}; {whole}."
     rows = [[str(index), f"{value:.2%}"] for index, value in enumerate(diagnosis.sparsity)]
     return Picture(
         "allocation",

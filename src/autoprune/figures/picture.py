@@ -4,6 +4,7 @@ and PNG for papers."""
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ COLOURS = ("#1f5fa8", "#b8511c", "#23784b", "#7b4aa1", "#8a6d00", "#a1335d", "#1
 MARKERS = "osv^DP*X"
 
 _NAMES = {TEXT: "text", QUIET: "quiet", GRID: "grid"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
-_WIDTH = 5.6
+_WIDTH = 4.6
 """Inches: as wide as a column of the page and, with letters of 10 points, still read on a phone."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: small, searchable, read aloud
     "svg.hashsalt": "autoprune",
     "font.family": "sans-serif",
@@ -86,7 +87,7 @@ class Picture:
 
 
 @contextmanager
-def axes(columns: int = 1, height: float = 3.2) -> Iterator[Any]:
+def axes(columns: int = 1, height: float = 3.0) -> Iterator[Any]:
     """A figure of one column's width to draw on: its axes, one or an array; `.figure` of which is the figure."""
     from matplotlib.figure import Figure
 
@@ -106,6 +107,22 @@ def _styled() -> Iterator[None]:
 
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+def log_axis(axis: Any, which: str, values: Sequence[float]) -> None:
+    """A logarithmic scale with round numbers, where the values ask for one: all positive, and far apart."""
+    low, high = min(values), max(values)
+    if low <= 0 or high < 4 * low:
+        return
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    own = axis.xaxis if which == "x" else axis.yaxis
+    getattr(axis, f"set_{which}scale")("log")
+    decades = math.log10(high / low)
+    steps = (1,) if decades > 3 else (1, 2, 5) if decades > 0.8 else (1, 1.5, 2, 3, 5, 7)
+    own.set_major_locator(LogLocator(subs=steps))
+    own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    own.set_minor_formatter(NullFormatter())
 
 
 def kind_of(name: str) -> str:

@@ -12,8 +12,8 @@ from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR, check_output, check_space, finished_folder, write_text, writing_to
 from autoprune.progress import Progress, Silent
 from autoprune.report.page import GENERATOR, check_libraries, page
-from autoprune.report.reading import read
-from autoprune.report.samples import samples
+from autoprune.report.reading import WANTED, read
+from autoprune.report.samples import Wanted, samples
 from autoprune.report.section import Section
 
 SAMPLES, SAMPLE_TOKENS = 2, 160
@@ -42,7 +42,7 @@ def report(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write a page about what is at `paths`: folders that prune, diagnose, sweep and search have written, finished or not.
+    """Write a page about what is at `paths`: folders that prune, diagnose, sweep and search have written.
 
     A prune is also shown on `count` texts as the unpruned and the pruned model read them, from `data` ("file:PATH",
     "hub:NAME"), else such as the unpruned model writes itself; that is the one it was made from, or `against`. What
@@ -65,15 +65,16 @@ def report(
             progress.note(str(error))
             continue
         if section.kind == "prune" and count and not section.missing:
+            wanted = Wanted(data=data, count=count, length=SAMPLE_TOKENS, against=against, device=device)
             try:
-                found = samples(path, data=data, count=count, length=SAMPLE_TOKENS, against=against, device=device, progress=progress)  # fmt: skip
+                found = samples(path, wanted, progress)
                 section = replace(section, samples=found.texts, samples_say=found.says)
             except AutopruneError as error:
-                section = replace(section, missing=[*section.missing, f"No text is shown: {error}."])
+                section = replace(section, missing=[f"No text is shown: {error}."])
                 progress.note(f"no text is shown: {error}")
         sections.append(section)
     if not sections:
-        raise AutopruneError("; ".join(problems) or "no path was given", remedy="give what prune, diagnose, sweep or search has written")  # fmt: skip
+        raise AutopruneError("; ".join(problems) or "no path was given", remedy=WANTED)
     progress.stage(f"writing {file}", 1)
     text = page(title or _title(sections), sections, problems)
     with writing_to(file):
@@ -95,7 +96,9 @@ def _check_page(file: Path, force: bool) -> None:
     if file.exists() and not force:
         with file.open("rb") as opened:
             if GENERATOR.encode() not in opened.read(4096):
-                raise AutopruneError("the file is not such a page", where=str(file), remedy="choose another --out, or add --force")  # fmt: skip
+                raise AutopruneError(
+                    "the file is not such a page", where=str(file), remedy="choose another --out, or add --force"
+                )
 
 
 def _write_figures(folder: Path, file: Path, sections: Sequence[Section]) -> None:

@@ -4,18 +4,22 @@ reasoning between them."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes
 from autoprune.search.archive import Archive, Edge, Node
 from autoprune.search.graph import CONFIRMED, INCONCLUSIVE, REFUTED, Graph
 from autoprune.search.protocol import OPERATORS
 
-_WIDTH, _HEIGHT = 1000, 460
+_TICKS = 7
+_WIDTH, _HEIGHT = 1000, 620
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 34, 34
-VERDICTS = {CONFIRMED: ("confirmed", COLOURS[2], "-"), REFUTED: ("refuted", COLOURS[1], "--"), INCONCLUSIVE: ("inconclusive", QUIET, ":")}  # fmt: skip
-"""Name, colour and line of an edge."""
+LINES = {CONFIRMED: (COLOURS[2], "-"), REFUTED: (COLOURS[1], "--"), INCONCLUSIVE: (QUIET, ":")}
+"""Colour and line of an edge, by its verdict."""
 
 
 class Layout:
@@ -29,10 +33,9 @@ class Layout:
             proposal.digest: proposal.detail for proposal in archive.proposals() if proposal.outcome == "failed"
         }
         self.damage = {digest: found for digest in graph.nodes if (found := self._damage(digest)) is not None}
-        known = [value for value in self.damage.values() if value > 0]
-        self.low, self.high = (min(known), max(known)) if known else (0.1, 1.0)
-        if self.high < self.low * 1.2:
-            self.low, self.high = self.low / 1.1, self.high * 1.1
+        known = sorted(self.damage.values()) or [0.0, 1.0]
+        self.low, self.high = known[0], max(known[-1], known[0] + 1e-6)
+        self.scale = max(known[len(known) // 4] - self.low, (self.high - self.low) / 1000)
 
     def _damage(self, digest: str) -> float | None:
         return self.graph.estimate(self.graph.nodes[digest].same_as or digest) if self.graph.rung(digest) else None
@@ -48,8 +51,21 @@ class Layout:
         """Down is better; what was not measured is above all."""
         if damage is None:
             return _TOP / 2
-        share = math.log(max(damage, self.low) / self.low) / math.log(self.high / self.low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
+        return _HEIGHT - _BOTTOM - self._share(damage) * (_HEIGHT - _BOTTOM - _TOP)
+
+    def _share(self, damage: float) -> float:
+        """Of the way from the best to the worst: logarithmic, but for the quarter nearest to the best."""
+        beyond = (damage - self.low) / self.scale
+        return math.copysign(math.log1p(abs(beyond)), beyond) / math.log1p((self.high - self.low) / self.scale)
+
+    def _damage_at(self, share: float) -> float:
+        beyond = share * math.log1p((self.high - self.low) / self.scale)
+        return self.low + self.scale * math.copysign(math.expm1(abs(beyond)), beyond)
+
+    def _ticks(self) -> list[float]:
+        """Damages at even distances, rounded as far as they can be told apart."""
+        exact = [self._damage_at(step / _TICKS) for step in range(_TICKS + 1)]
+        return sorted({float(f"{value:.3g}") for value in exact})
 
     def data(self) -> dict[str, Any]:
         """All that the page draws and shows, in plain JSON types."""
@@ -75,7 +91,8 @@ class Layout:
             "last": self.graph.rungs[-1],
             "nodes": nodes,
             "edges": edges,
-            "ticks": [{"y": self.y(value), "label": f"{value:g}"} for value in _ticks(self.low, self.high)],
+            "ticks": [{"y": self.y(value), "label": f"{value:g}"} for value in self._ticks()],
+            "failed": len(self.damage) < len(nodes),
         }
 
     def _path(self, position: Mapping[str, float], parent: str, child: str) -> str:
@@ -92,7 +109,7 @@ class Layout:
         damage = self.damage.get(digest)
         return {
             "id": digest,
-            "name": self.names.get(digest, "") or f"step {node.step}",
+            "name": self._origin(node),
             "known": digest in self.names,
             "x": round(x, 1),
             "y": round(self.y(damage), 1),
@@ -112,7 +129,7 @@ class Layout:
 
     def _step(self, edge: Edge | None) -> dict[str, Any]:
         if edge is None or not edge.parents:
-            return {"parents": []}
+            return {"parents": [], "verdict": ""}
         return {
             "parents": list(edge.parents),
             "operator": f"{edge.operator}: {OPERATORS[edge.operator]}" if edge.operator in OPERATORS else edge.operator,
@@ -127,68 +144,35 @@ class Layout:
 
     def picture(self) -> Picture:
         """The same as a still one, without what a click shows."""
-        graph = self.graph
-        place = {digest: index for index, digest in enumerate(graph.nodes)}
-        top = self.high * 1.15
+        last = self.graph.rungs[-1]
+        place = {digest: index for index, digest in enumerate(self.graph.nodes)}
+        steps = [edge for edge in self.graph.edges if edge.parents and edge.parents[0] in place and edge.child in place]
         with axes(height=3.6) as axis:
-            for edge in graph.edges:
-                label, colour, line = VERDICTS.get(edge.verdict, VERDICTS[INCONCLUSIVE])
-                for parent in edge.parents[:1]:
-                    if parent in place and edge.child in place:
-                        ends = [self.damage.get(digest, top) for digest in (parent, edge.child)]
-                        axis.plot(
-                            [place[parent], place[edge.child]], ends, line, color=colour, linewidth=0.5, alpha=0.6
-                        )
-            for measured, marker, size in ((False, "o", 8), (True, "o", 16)):
-                chosen = [digest for digest in self.damage if (graph.rung(digest) == graph.rungs[-1]) == measured]
-                axis.scatter([place[digest] for digest in chosen], [self.damage[digest] for digest in chosen], s=size,
-                             marker=marker, color=COLOURS[0] if measured else QUIET, zorder=3,
-                             label=f"measured at {graph.rungs[-1]}" if measured else "forecast from cheaper rungs")  # fmt: skip
+            for edge in steps:
+                colour, line = LINES.get(edge.verdict, LINES[INCONCLUSIVE])
+                ends = (edge.parents[0], edge.child)
+                x, y = [place[digest] for digest in ends], [self.damage.get(digest, self.high) for digest in ends]
+                axis.plot(x, y, line, color=colour, linewidth=0.5, alpha=0.6)
+
+            def scatter(chosen: Sequence[str], label: str, **how: Any) -> None:
+                x, y = [place[digest] for digest in chosen], [self.damage[digest] for digest in chosen]
+                axis.scatter(x, y, label=label, zorder=3, **how)
+
+            measured = [digest for digest in self.damage if self.graph.rung(digest) == last]
+            scatter([digest for digest in self.damage if digest not in measured], "forecast", s=8, color=QUIET)
+            scatter(measured, f"measured at {last}", s=16, color=COLOURS[0])
             if self.best in self.damage:
-                axis.scatter(
-                    [place[self.best]],
-                    [self.damage[self.best]],
-                    s=90,
-                    marker="*",
-                    color=COLOURS[1],
-                    zorder=4,
-                    label="winner",
-                )
-            axis.set_yscale("log")
-            axis.set_yticks(_ticks(self.low, self.high), [f"{value:g}" for value in _ticks(self.low, self.high)])
-            axis.yaxis.set_minor_locator(_nothing())
+                scatter([self.best], "winner", s=90, marker="*", color=COLOURS[1])
+            axis.set_yscale("function", functions=(np.vectorize(self._share), np.vectorize(self._damage_at)))
+            axis.set_yticks(self._ticks(), [f"{value:g}" for value in self._ticks()])
             axis.set(xlabel="programs, in the order in which they were found", ylabel="damage, nats a token")
             axis.figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2)
-        counts = {
-            verdict: sum(edge.verdict == verdict and bool(edge.parents) for edge in graph.edges) for verdict in VERDICTS
-        }
-        says = ", ".join(f"{count} steps {VERDICTS[verdict][0]}" for verdict, count in counts.items())
-        rows = [[node.digest, self.names.get(node.digest, f"step {node.step}"),
-                 f"{self.damage[node.digest]:.4f}" if node.digest in self.damage else "–"] for node in graph.nodes.values()]  # fmt: skip
-        return Picture(
-            "graph",
-            "Programs and the steps between them",
-            f"Lower is better; {says}.",
-            axis.figure,
-            Table(["hash", "origin", "damage"], rows),
-        )
+        counts = Counter(edge.verdict for edge in steps)
+        says = "Lower is better; " + ", ".join(f"{counts[verdict]} steps {verdict}" for verdict in LINES) + "."
+        shown = {digest: f"{damage:.4f}" for digest, damage in self.damage.items()}
+        rows = [[node.digest, self._origin(node), shown.get(node.digest, "–")] for node in self.graph.nodes.values()]
+        table = Table(["hash", "origin", "damage"], rows)
+        return Picture("graph", "Programs and the steps between them", says, axis.figure, table)
 
-
-def _nothing() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
-
-
-def _ticks(low: float, high: float) -> Sequence[float]:
-    """Round numbers of a logarithmic axis."""
-    steps = (
-        (1, 2, 5)
-        if high / low > 20
-        else (1, 1.5, 2, 3, 4, 5, 7)
-        if high / low > 2
-        else [1 + 0.1 * i for i in range(90)]
-    )
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [round(step * 10.0**power, 12) for power in powers for step in steps]
-    return [value for value in found if low <= value <= high] or [low, high]
+    def _origin(self, node: Node) -> str:
+        return self.names.get(node.digest) or f"step {node.step}"

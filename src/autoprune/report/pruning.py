@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.card import command
-from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes, kind_of
+from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes, kind_of, log_axis
 from autoprune.report.section import Section
 
 _NORMAL_SKEWNESS = 0.9953
@@ -102,11 +102,11 @@ def _by_kind(
         if line is not None:
             axis.axhline(line, color=QUIET, linewidth=1, linestyle="--")
         values = [layer[value] for layer in layers]
-        if log and min(values) > 0:
-            axis.set_yscale("log")
+        if log:
+            log_axis(axis, "y", values)
         axis.set(xlabel="block", ylabel=label)
         if len(kinds) <= len(COLOURS):
-            axis.figure.legend(loc="outside lower center", ncols=min(4, len(kinds)), handletextpad=0.2)
+            axis.figure.legend(loc="outside lower center", ncols=min(3, len(kinds)), handletextpad=0.2)
         figure = axis.figure
     rows = [[layer["name"], f"{layer[value]:.4g}"] for layer in layers]
     return Picture(value, title, says, figure, Table(["layer", label], rows))
@@ -133,8 +133,8 @@ def _sparsity(record: Mapping[str, Any]) -> Picture:
 def _skewness(record: Mapping[str, Any]) -> Picture:
     values = [layer["skewness"] for layer in record["layers"] if layer.get("skewness") is not None]
     says = (
-        f"Skewness of |w| before pruning, from {min(values):.2f} to {max(values):.2f}; normal weights have 0.995 (dashed). "
-        "Layers with more have outliers, which bear less sparsity."
+        f"Skewness of |w| before pruning, from {min(values):.2f} to {max(values):.2f}; normal weights have 0.995 "
+        "(dashed). More means outliers."
     )
     wide = max(values) > 10 * max(float(np.median(values)), 1e-9)
     return _by_kind(record, "skewness", "skewness of |w|", "Skewness of each layer", says, wide, _NORMAL_SKEWNESS)

@@ -21,7 +21,7 @@ from autoprune.report.sweeping import sweeping
 from autoprune.scoring.scorer import FRESH, RUNGS
 from autoprune.sweep import LINES, read_sweep
 
-_WANTED = "give the --out of prune or diagnose, or the --run of search or sweep"
+WANTED = "give the --out of prune or diagnose, or the --run of search or sweep"
 
 
 def record_of(path: Path) -> dict[str, Any] | None:
@@ -37,7 +37,7 @@ def record_of(path: Path) -> dict[str, Any] | None:
             f"cannot be read ({error})", where=str(file), remedy="prune again, or restore it"
         ) from None
     if not isinstance(record, dict) or not ({"layers", "diagnosis"} & set(record)):
-        raise AutopruneError("is not a record of autoprune", where=str(file), remedy=_WANTED)
+        raise AutopruneError("is not a record of autoprune", where=str(file), remedy=WANTED)
     return record
 
 
@@ -56,9 +56,9 @@ def read(path: Path) -> Section:
         reason = f"its record is not as autoprune writes it ({type(error).__name__}: {error})"
         raise AutopruneError(reason, where=str(path), remedy="make it again with this version") from None
     if not path.exists():
-        raise AutopruneError("there is nothing at this path", where=str(path), remedy=_WANTED)
+        raise AutopruneError("there is nothing at this path", where=str(path), remedy=WANTED)
     what = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "nothing that autoprune has written"
-    raise AutopruneError(f"holds {what}", where=str(path), remedy=_WANTED)
+    raise AutopruneError(f"holds {what}", where=str(path), remedy=WANTED)
 
 
 def _diagnosis(record: Mapping[str, Any]) -> Diagnosis:

@@ -76,24 +76,35 @@ class Samples:
     says: str
 
 
-def samples(
-    pruned: Path, *, data: str | None, count: int, length: int, against: str | None, device: str, progress: Progress
-) -> Samples:
-    """Some texts of `length` tokens through the model of a folder and the one it was made from, or `against`."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which texts: `count` of `length` tokens from `data` or, without it, such as the unpruned model writes; that is
+    `against`, or the one that the pruned one was made from."""
+
+    data: str | None
+    count: int
+    length: int
+    against: str | None
+    device: str
+
+
+def samples(pruned: Path, wanted: Wanted, progress: Progress) -> Samples:
+    """Some texts through the model of a folder and the unpruned one."""
     record = record_of(pruned)
     assert record
-    name = against or record["model"]
+    name = wanted.against or record["model"]
     size = sum(file.stat().st_size for file in pruned.glob("*.safetensors"))
     left = available()
     if left is not None and 2 * size > left:
         what = f"both models in memory take {2 * size / 1e9:.1f} GB, and there are {left / 1e9:.1f} GB"
         raise AutopruneError(what, remedy="use --samples 0")
-    dense = opened_model(name, None, "auto", device, progress)
-    own = opened_model(pruned, None, "auto", device, progress)
+    dense = opened_model(name, None, "auto", wanted.device, progress)
+    own = opened_model(pruned, None, "auto", wanted.device, progress)
     tokenizer = dense.tokenizer
     if tokenizer is None:
         raise AutopruneError("the model has no tokenizer", where=name, remedy="use --samples 0")
-    length = min(length, context_length(dense.model) or length)
+    count, data = wanted.count, wanted.data
+    length = min(wanted.length, context_length(dense.model) or wanted.length)
     with evaluation_mode(dense.model), evaluation_mode(own.model):
         if data is None:
             progress.stage("the unpruned model writes texts to show", count * (length - 1))
@@ -114,19 +125,15 @@ def samples(
     return Samples(texts=texts, says=says)
 
 
-def sample(dense: Any, pruned: Any, tokenizer: Any, tokens_L: Tensor) -> Sample:
+def sample(dense_model: Any, pruned_model: Any, tokenizer: Any, tokens_L: Tensor) -> Sample:
     """One text through both models."""
-    found = [_losses(model, tokens_L) for model in (dense, pruned)]
+    found = [_losses(model, tokens_L) for model in (dense_model, pruned_model)]
     texts = _texts(tokenizer, tokens_L)
     tokens = [Token(text=texts[0])]
     for index, text in enumerate(texts[1:]):
-        (dense_loss, dense_guess), (pruned_loss, pruned_guess) = [
-            (losses[index], guesses[index]) for losses, guesses in found
-        ]
-        guesses = [tokenizer.decode([guess]) for guess in (dense_guess, pruned_guess)]
-        tokens.append(
-            Token(text=text, dense=dense_loss, pruned=pruned_loss, dense_guess=guesses[0], pruned_guess=guesses[1])
-        )
+        (dense, dense_id), (pruned, pruned_id) = [(losses[index], guesses[index]) for losses, guesses in found]
+        guesses = {"dense_guess": tokenizer.decode([dense_id]), "pruned_guess": tokenizer.decode([pruned_id])}
+        tokens.append(Token(text=text, dense=dense, pruned=pruned, **guesses))
     return Sample(tokens=tokens)
 
 

@@ -74,6 +74,8 @@ for (const graph of document.querySelectorAll(".graph")) {
       other.setAttribute("tabindex", on ? "0" : "-1");
     }
     show(node);
+    const plot = svg.parentElement;
+    plot.scrollLeft = (node.x / data.width) * svg.clientWidth - plot.clientWidth / 2;
     if (move) mark.focus({ preventScroll: false });
   }
 

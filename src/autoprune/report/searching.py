@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from autoprune.errors import AutopruneError
-from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes
+from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, log_axis
 from autoprune.report.graph import Layout
 from autoprune.report.section import Section
 from autoprune.search.account import Account, Row, account, best
@@ -44,61 +46,47 @@ def searching(path: Path, rungs: Sequence[str], fresh: str) -> Section:
 
 def _section(archive: Archive, path: Path, rungs: Sequence[str], fresh: str) -> Section:
     graph, told, winner = Graph(archive, rungs), account(archive, rungs, fresh), best(archive, rungs, fresh)
-    settings = archive.get("settings", {})
-    layout = Layout(archive, graph, fresh, winner)
-    missing = []
-    if not archive.is_sound():
-        missing.append("The archive is damaged: what is shown may be incomplete.")
+    settings, layout = archive.get("settings", {}), Layout(archive, graph, fresh, winner)
+    missing = [] if archive.is_sound() else ["The archive is damaged: what is shown may be incomplete."]
     if layout.is_empty:
-        missing.append("The archive holds no program: the search has not begun.")
+        missing.append("The archive holds no program: the search has hardly begun.")
     elif winner is None:
         missing.append("The search was not finished: nothing was measured on fresh tokens, so there is no winner yet.")
-    pictures = [layout.picture()] if layout.damage else []
-    pictures += [
-        made
-        for made in (
-            _progress(archive, graph),
-            *_correlations(graph),
-            _effects(graph),
-            _predictions(graph),
-            _seconds(archive, graph),
-        )
-        if made
+    made = [
+        _progress(archive, graph),
+        *_correlations(graph),
+        _effects(graph),
+        _predictions(graph),
+        _seconds(archive, graph),
     ]
-    tables = [_leaderboard(told)] if told.rows else []
-    tables += [_cost(archive, graph, told)]
     name = str(settings.get("model", "an unknown model")).rstrip("/").rsplit("/", 1)[-1]
     return Section(
         kind="search",
         title=f"Search for {name} at {settings.get('target', '?')}",
         says=_says(told, winner),
-        facts={
-            "Model": str(settings.get("model", "?")),
-            "Target": str(settings.get("target", "?")),
-            "Proposer": str(settings.get("proposer", "?")),
-            "Frozen": str(settings.get("freeze") or "nothing"),
-            "Proposals": ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items()) or "none",
-            "Seed": str(settings.get("seed", "?")),
-            "Time": f"{told.seconds / 60:.1f} min"
-            + f", {told.tokens:,} tokens" * bool(told.tokens)
-            + f", {told.usd:.4f} US dollars" * bool(told.usd),
-        },
+        facts=_facts(settings, told),
         missing=missing,
-        commands={
-            "To use the winner": f"autoprune prune {settings.get('model', 'MODEL')} --out pruned --algorithm {path.parent / 'winner.prune'} "
-            + (
-                f"--pattern {settings['target']}"
-                if ":" in str(settings.get("target"))
-                else f"--sparsity {settings.get('target')}"
-            )
-        }
-        if winner
-        else {},
+        commands={"To use the winner": _use(settings, path.parent / "winner.prune")} if winner else {},
         programs={f"winner {winner}": graph.nodes[winner].canonical} if winner else {},
         graph=None if layout.is_empty else layout.data(),
-        pictures=pictures,
-        tables=tables,
+        pictures=[layout.picture()] * bool(layout.damage) + [picture for picture in made if picture],
+        tables=[_leaderboard(told)] * bool(told.rows) + [_cost(archive, graph, told)],
     )
+
+
+def _facts(settings: Mapping[str, Any], told: Account) -> dict[str, str]:
+    known = {"Model": "model", "Target": "target", "Proposer": "proposer", "Prompt": "prompt", "Seed": "seed"}
+    facts = {label: str(settings[name]) for label, name in known.items() if name in settings}
+    facts["Frozen"] = str(settings.get("freeze") or "nothing")
+    facts["Proposals"] = ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items()) or "none"
+    cost = f", {told.tokens:,} tokens" * bool(told.tokens) + f", {told.usd:.4f} US dollars" * bool(told.usd)
+    return facts | {"Time": f"{told.seconds / 60:.1f} min{cost}"}
+
+
+def _use(settings: Mapping[str, Any], program: Path) -> str:
+    target = str(settings.get("target", "0.5"))
+    given = [str(settings.get("model", "MODEL")), "--out", "pruned", "--algorithm", str(program)]
+    return shlex.join(["autoprune", "prune", *given, "--pattern" if ":" in target else "--sparsity", target])
 
 
 def _says(told: Account, winner: str | None) -> str:
@@ -106,7 +94,8 @@ def _says(told: Account, winner: str | None) -> str:
     if row is None or not row.differences:
         return ""
     parts = [f"{d.mean:+.3f} nats a token against {d.against} ({d.low:+.3f} to {d.high:+.3f})" for d in row.differences]
-    return f"On tokens that nothing was chosen on, the winner's damage is {'; '.join(parts)}. Negative is better; 95 % intervals of a paired bootstrap."
+    compared = f"On tokens that nothing was chosen on, the winner's damage is {'; '.join(parts)}."
+    return f"{compared} Negative is better; 95 % intervals of a paired bootstrap."
 
 
 def _leaderboard(told: Account) -> Table:
@@ -118,44 +107,33 @@ def _leaderboard(told: Account) -> Table:
         compared = "; ".join(f"{d.against} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in row.differences)
         return [row.digest, row.origin, *damage, compared or "–"]
 
-    rows = [*told.rows, *(row for row in told.baselines if row.digest not in known)]
-    return Table(
-        ["hash", "from", *rungs, "against the baselines, fresh tokens"],
-        [cells(row) for row in rows],
-        title="The best, and the baselines",
-    )
+    rows = [cells(row) for row in (*told.rows, *(row for row in told.baselines if row.digest not in known))]
+    headings = ["hash", "from", *rungs, "against the baselines, fresh tokens"]
+    return Table(headings, rows, title="The best, and the baselines")
 
 
 def _cost(archive: Archive, graph: Graph, told: Account) -> Table:
-    rows = []
+    def row(what: str, seconds: list[float], failed: int, peaks: Sequence[int] = ()) -> list[str]:
+        each = f"{np.median(seconds):.2f}" if seconds else "–"
+        peak = f"{max(peaks) / 1e9:.2f}" if peaks else "–"
+        return [what, str(len(seconds)), str(failed), each, f"{sum(seconds):.0f}", peak]
+
+    calls = [call.answer for call in archive.calls()]
+    rows = [row("proposals", [answer.seconds for answer in calls], sum(bool(answer.error) for answer in calls))]
     for rung in told.seconds_by_rung:
         outcomes = [outcome for (_, known), outcome in graph.outcomes.items() if known == rung]
-        seconds = [outcome.seconds for outcome in outcomes]
         peaks = [outcome.peak_bytes for outcome in outcomes if outcome.peak_bytes]
-        rows.append([rung, str(len(outcomes)), str(sum(bool(outcome.error) for outcome in outcomes)), f"{np.median(seconds) if seconds else 0:.2f}",
-                     f"{sum(seconds):.0f}", f"{max(peaks) / 1e9:.2f}" if peaks else "–"])  # fmt: skip
-    calls = archive.calls()
-    asked = [call.answer.seconds for call in calls]
-    rows.append(
-        [
-            "proposals",
-            str(len(calls)),
-            str(sum(bool(call.answer.error) for call in calls)),
-            f"{np.median(asked) if asked else 0:.2f}",
-            f"{sum(asked):.0f}",
-            "–",
-        ]
-    )
-    return Table(
-        ["what", "times", "failed", "seconds each (median)", "seconds in all", "peak memory, GB"], rows, title="Cost"
-    )
+        failed = sum(bool(outcome.error) for outcome in outcomes)
+        rows.append(row(rung, [outcome.seconds for outcome in outcomes], failed, peaks))
+    headings = ["what", "times", "failed", "seconds each (median)", "seconds in all", "peak memory, GB"]
+    return Table(headings, rows, title="Cost")
 
 
 def _progress(archive: Archive, graph: Graph) -> Picture | None:
     """The best damage at the last rung, over proposals."""
     last = graph.rungs[-1]
-    found = [(node.step, outcome.damage) for digest, node in graph.nodes.items()
-             if node.same_as is None and (outcome := graph.outcome(digest, last)) and outcome.damage is not None]  # fmt: skip
+    measured = [(graph.nodes[digest].step, graph.outcome(digest, last)) for digest in graph.distinct]
+    found = [(step, outcome.damage) for step, outcome in measured if outcome and outcome.damage is not None]
     if not found:
         return None
     steps = np.array([max(step, 0) for step, _ in found])
@@ -170,7 +148,7 @@ def _progress(archive: Archive, graph: Graph) -> Picture | None:
     with axes() as axis:
         axis.plot(steps, damage, "o", color=QUIET, markersize=3, label="a program")
         axis.step(
-            [*steps, max(archive_steps(archive), default=steps[-1])],
+            [*steps, max(proposal.step for proposal in archive.proposals())],
             [*so_far, so_far[-1]],
             where="post",
             color=COLOURS[0],
@@ -182,8 +160,7 @@ def _progress(archive: Archive, graph: Graph) -> Picture | None:
                 value, color=COLOURS[1 + number], linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name
             )
         axis.set(xlabel="proposals", ylabel=f"damage at {last}, nats a token")
-        if damage.max() > 4 * damage.min() > 0:
-            axis.set_yscale("log")
+        log_axis(axis, "y", damage.tolist())
         axis.figure.legend(loc="outside lower center", ncols=min(5, 2 + len(lines)), handletextpad=0.4)
     says = f"From {so_far[0]:.3f} to {so_far[-1]:.3f} nats a token, with {len(found)} programs measured at {last}."
     rows = [[str(step), f"{value:.4f}", f"{least:.4f}"] for (step, value), least in zip(found, so_far, strict=True)]
@@ -196,10 +173,6 @@ def _progress(archive: Archive, graph: Graph) -> Picture | None:
     )
 
 
-def archive_steps(archive: Archive) -> list[int]:
-    return [proposal.step for proposal in archive.proposals()]
-
-
 def _correlations(graph: Graph) -> list[Picture]:
     pictures = []
     for low, high in itertools.combinations(graph.rungs, 2):
@@ -209,10 +182,8 @@ def _correlations(graph: Graph) -> list[Picture]:
         value, count = graph.correlation(low, high)
         with axes() as axis:
             axis.plot(first, second, "o", color=COLOURS[0], markersize=4)
-            if min(first) > 0 and max(first) > 10 * min(first):
-                axis.set_xscale("log")
-            if min(second) > 0 and max(second) > 10 * min(second):
-                axis.set_yscale("log")
+            log_axis(axis, "x", first)
+            log_axis(axis, "y", second)
             axis.set(xlabel=f"{low}, nats a token", ylabel=f"{high}, nats a token")
         says = f"{count} programs" + (
             f"; Spearman's rank correlation {value:.2f}." if value is not None else ": too few for a rank correlation."
@@ -242,7 +213,11 @@ def _effects(graph: Graph) -> Picture | None:
         axis.set_yticks(range(len(shown)), [f"{effect.trait} ({effect.steps})" for effect in shown])
         axis.grid(axis="y", visible=False)
         axis.set(xlabel="mean effect on damage, nats a token (steps)")
-    says = f"Of {len(effects)} traits, the steps that added {effects[0].trait} (or removed it, with the sign turned) helped most: {effects[0].mean:+.3f} ± {effects[0].error:.3f}."
+    first = effects[0]
+    says = (
+        f"{len(effects)} traits, over the steps that added one (or removed it, with the sign turned). {first.trait} "
+        f"helped most: {first.mean:+.3f} ± {first.error:.3f}."
+    )
     rows = [[effect.trait, f"{effect.mean:+.4f}", f"{effect.error:.4f}", str(effect.steps)] for effect in effects]
     return Picture(
         "traits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes
+from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes, log_axis
 from autoprune.report.section import Section
 from autoprune.sweep import Point, Sweep
 
@@ -39,10 +39,11 @@ def sweeping(sweep: Sweep) -> Section:
 def pictures(sweep: Sweep) -> list[Picture]:
     """perplexity and kl, where there is a point."""
     dense = sweep.dense.perplexity if sweep.dense else None
+    kl = "KL(dense ‖ pruned), nats a token"
     found = [
         _curves(sweep, "perplexity", "Perplexity over sparsity", "perplexity", lambda point: point.perplexity, dense),
-        _curves(sweep, "kl", "Divergence over sparsity", "KL(dense ‖ pruned), nats a token", lambda point: point.kl_nats_per_token, None),
-    ]  # fmt: skip
+        _curves(sweep, "kl", "Divergence over sparsity", kl, lambda point: point.kl_nats_per_token, None),
+    ]
     return [picture for picture in found if picture]
 
 
@@ -82,10 +83,9 @@ def _curves(
                     )
         if dense is not None:
             axis.axhline(dense, color=QUIET, linewidth=1, linestyle="--", label="unpruned")
-        if min(figure for _, figure in known) > 0:
-            axis.set_yscale("log")
+        log_axis(axis, "y", [figure for _, figure in known])
         axis.set(xlabel="sparsity", ylabel=label)
-        axis.figure.legend(loc="outside lower center", ncols=4)
+        axis.figure.legend(loc="outside lower center", ncols=3)
     best = min(known, key=lambda item: (-_share(item[0].target), item[1]))
     says = f"Least at {best[0].target}: {best[0].algorithm}, {best[1]:.4g}."
     if any(":" in point.target for point, _ in known):
