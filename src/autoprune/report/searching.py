@@ -5,16 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-import shutil
-import sqlite3
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoprune.errors import AutopruneError
 from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, log_axis
 from autoprune.report.graph import Layout
 from autoprune.report.section import Section
@@ -26,22 +22,9 @@ _TRAITS = 8  # of the most helpful, and of the most harmful
 
 
 def searching(path: Path, rungs: Sequence[str], fresh: str) -> Section:
-    """The section of a search, from its archive. The file is read from a copy: a search may be at work in it."""
-    with tempfile.TemporaryDirectory() as folder:
-        for file in (path, *(path.with_name(path.name + end) for end in ("-wal",))):
-            if file.exists():
-                shutil.copy(file, folder)
-        archive = Archive.open(Path(folder) / path.name)
-        try:
-            return _section(archive, path, rungs, fresh)
-        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, AutopruneError):
-                raise
-            raise AutopruneError(
-                f"the archive is damaged ({error})", where=str(path), remedy="restore it from a copy"
-            ) from None
-        finally:
-            archive.close()
+    """The section of a search, from its archive."""
+    with Archive.snapshot(path) as archive:
+        return _section(archive, path, rungs, fresh)
 
 
 def _section(archive: Archive, path: Path, rungs: Sequence[str], fresh: str) -> Section:

@@ -156,6 +156,24 @@ class Archive:
             ) from None
         return archive
 
+    @classmethod
+    @contextmanager
+    def snapshot(cls, path: Path) -> Iterator[Archive]:
+        """The archive as it is at this moment, to be read only; a search may be at work on it, and the folder may be
+        one that cannot be written. Whatever is wrong with it is an AutopruneError."""
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        try:
+            _copy(path, copy)
+            archive = cls(copy, path)
+            archive._prepare()
+            yield archive
+        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise AutopruneError(
+                f"the archive is damaged ({error})", where=str(path), remedy="restore it from a copy"
+            ) from None
+        finally:
+            copy.close()
+
     def _prepare(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version == FORMAT:
@@ -320,3 +338,18 @@ class Archive:
     def proposals(self) -> list[Proposal]:
         rows = self._connection.execute("SELECT step, outcome, detail, digest FROM proposal ORDER BY step")
         return [Proposal(step=s, outcome=o, detail=d, digest=g) for s, o, d, g in rows]
+
+
+def _copy(path: Path, copy: sqlite3.Connection) -> None:
+    """All pages of an archive, with those that are still in its write-ahead log."""
+    for how in ("mode=ro", "immutable=1"):  # the first one needs a writable folder if there is a log
+        try:
+            source = sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, timeout=10)
+            try:
+                source.backup(copy)
+            finally:
+                source.close()
+            return
+        except sqlite3.OperationalError:
+            if how == "immutable=1":
+                raise
