@@ -16,6 +16,7 @@ from autoprune.cli.evaluate import evaluate
 from autoprune.cli.library import algorithms, check
 from autoprune.cli.prune import prune
 from autoprune.cli.search import explain, search
+from autoprune.cli.speed import speed
 from autoprune.errors import AutopruneError
 
 
@@ -63,5 +64,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (prune, evaluate, diagnose, search, explain, algorithms, check, demo):
+for command in (prune, evaluate, speed, diagnose, search, explain, algorithms, check, demo):
     cli.add_command(command)
