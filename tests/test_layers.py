@@ -44,12 +44,12 @@ LAYERS: list[set[str]] = [
         "diagnosis",
         "figures",
     },
-    {"search", "scoring", "discover", "api", "report", "sweep"},
+    {"search", "scoring", "discover", "api", "report", "speed", "sweep"},
     {"demo", "terminal", "live", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-COMMANDS = {"demo", "diagnose", "evaluate", "library", "prune", "report", "search", "sweep"}
+COMMANDS = {"demo", "diagnose", "evaluate", "library", "prune", "report", "search", "speed", "sweep"}
 """Files of the command line."""
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
@@ -121,6 +121,7 @@ def test_the_language_knows_nothing_but_errors(path: Path):
                 "generate.py",
                 "cli/shared.py",
                 "search/proposers/local.py",
+                "speed/stopwatch.py",
             },
         ),
         ("greenlet", {"stream.py"}),
@@ -131,6 +132,7 @@ def test_the_language_knows_nothing_but_errors(path: Path):
         ("datasets", {"data.py"}),
         ("safetensors", {"models/opening.py", "generate.py", "scoring/store.py"}),
         ("sqlite3", {"search/archive.py"}),
+        ("zstandard", {"speed/disk.py"}),
         ("openai", {"search/proposers/openai.py"}),
         ("ray", {"search/executors/on_ray.py"}),
         ("llguidance", {"search/proposers/local.py"}),

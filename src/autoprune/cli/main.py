@@ -17,6 +17,7 @@ from autoprune.cli.library import algorithms, check
 from autoprune.cli.prune import prune
 from autoprune.cli.report import report
 from autoprune.cli.search import explain, search
+from autoprune.cli.speed import speed
 from autoprune.cli.sweep import sweep
 from autoprune.errors import AutopruneError
 
@@ -65,5 +66,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (prune, evaluate, sweep, diagnose, search, explain, algorithms, check, report, demo):
+for command in (prune, evaluate, speed, sweep, report, diagnose, search, explain, algorithms, check, demo):
     cli.add_command(command)

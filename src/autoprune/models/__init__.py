@@ -12,7 +12,17 @@ from autoprune.models.facts import (
     weight_bytes,
 )
 from autoprune.models.linears import Linear, is_linear, replaced_forward, users
-from autoprune.models.opening import DEMO, OpenModel, copy_files, local_files, open_model, save
+from autoprune.models.opening import (
+    DEMO,
+    OpenModel,
+    copy_files,
+    local_files,
+    locate,
+    open_model,
+    read_settings,
+    save,
+    weight_files,
+)
 from autoprune.models.structure import BlockSource, InMemoryBlocks, all_linears, find_blocks, loading
 
 __all__ = [
@@ -34,11 +44,14 @@ __all__ = [
     "is_linear",
     "loading",
     "local_files",
+    "locate",
     "open_model",
     "open_on_disk",
+    "read_settings",
     "replaced_forward",
     "save",
     "users",
     "vocabulary_size",
     "weight_bytes",
+    "weight_files",
 ]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR, finished_folder
 from autoprune.models.facts import check_finite, incomplete, require_finite
+from autoprune.models.shards import Shards, is_sharded
 
 DEMO = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,6 +157,20 @@ def local_folder(location: str) -> Path | None:
         return Path(huggingface_hub.snapshot_download(location, ignore_patterns=_NOT_NEEDED))
     except (*UNREADABLE, huggingface_hub.errors.HfHubHTTPError):
         return None
+
+
+def weight_files(name: str | Path) -> list[Path]:
+    """The files that a model's weights are opened from: safetensors shards, .bin files, or one .gguf file. Those of a
+    hub id are downloaded where they are not here yet."""
+    location, options = locate(str(name))
+    if "gguf_file" in options:
+        return [Path(location) / options["gguf_file"]]
+    folder = local_folder(location)
+    if folder is not None and is_sharded(folder):
+        return [folder / file for file in Shards(folder).sizes]
+    if files := sorted(folder.glob("pytorch_model*.bin")) if folder is not None else []:
+        return files
+    raise AutopruneError("there are no files with weights", where=str(name), remedy="give a complete checkpoint")
 
 
 def resolve_device(device: str) -> torch.device:
