@@ -286,6 +286,13 @@ def test_sparsegpt_is_the_plain_loop(columns: int, group: int):
     torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-3, atol=1e-3)
 
 
+def test_sparsegpt_leaves_a_weight_that_is_stored_transposed():
+    weight_RC, keep_RC, gram_CC = problem(5, 20, 100, 0.5, seed=11)
+    stored_CR = weight_RC.T.contiguous()  # as GPT-2's
+    sparsegpt(stored_CR.T, gram_CC, lambda weight_RC, curvature_1C, columns: keep_RC[:, columns])
+    assert torch.equal(stored_CR.T, weight_RC)
+
+
 def test_sparsegpt_survives_a_gram_matrix_that_is_not_positive():
     weight_RC, keep_RC, gram_CC = problem(5, 20, 100, 0.5, seed=10)
     gram_CC = gram_CC - 0.3 * gram_CC.diagonal().mean() * torch.eye(20)

@@ -37,8 +37,8 @@ def sparsegpt(
     step = group or _BLOCK
     panel = max(step, _PANEL // step * step) if group else _PANEL
     block = max(panel, _BLOCK // panel * panel)
-    # Transposed, so that a column is contiguous.
-    weight_CR = weight_RC.float().T.contiguous()
+    # Transposed, so that a column is contiguous; a copy, also of a weight that is stored so.
+    weight_CR = weight_RC.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     keep_CR = torch.empty(weight_CR.shape, dtype=torch.bool, device=weight_CR.device)
     for start in range(0, columns, block):
         end = min(start + block, columns)
