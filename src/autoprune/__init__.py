@@ -4,7 +4,16 @@ from autoprune.memory import prefer_huge_pages
 
 prefer_huge_pages()  # before torch allocates
 
-from autoprune.api import Diagnosis, Evaluation, Progress, PruneReport, diagnose, evaluate, prune  # noqa: E402
+from autoprune.api import (  # noqa: E402
+    Diagnosis,
+    Evaluation,
+    Progress,
+    PruneReport,
+    TaskResult,
+    diagnose,
+    evaluate,
+    prune,
+)
 from autoprune.errors import AutopruneError, ProgramError  # noqa: E402
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "ProgramError",
     "Progress",
     "PruneReport",
+    "TaskResult",
     "diagnose",
     "evaluate",
     "prune",
