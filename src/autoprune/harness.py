@@ -30,12 +30,13 @@ from autoprune.tasks import LocalTask, Question, TaskResult, is_local, read_task
 # What lm-eval says of its own types is often not so.
 _Task, _HFLM, _Instance, _evaluate = (cast("Any", one) for one in (Task, HFLM, Instance, lm_eval.evaluate))
 
-_CPU_BATCH = 8
+_CPU_BATCH = 8  # the fastest on two cores
+_CPU_LOGITS = 2**28  # at a time, 6 bytes each: lm-eval takes those of all tokens of a batch
 _SHOTS_SEED = 1234  # lm-eval's own
 _ACC, _ACC_NORM = "acc", "acc_norm"
 
 # Where lm-eval describes the field's seven: to look through all it knows takes many seconds.
-_FOLDERS = {
+FOLDERS = {
     "boolq": "super_glue/boolq",
     "rte": "glue/rte",
     "hellaswag": "hellaswag",
@@ -134,6 +135,7 @@ class LiveModel(_HFLM):
             prefix_token_id=0 if nameless else None,  # something has to stand before an empty context
         )
         self._opened, self._told = opened, progress
+        self._chooses_batch = on_cpu and batch is None
         self.cache_hook = _Advance(progress)
         self.stage = f"evaluating {opened.name}"
 
@@ -141,7 +143,7 @@ class LiveModel(_HFLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None) -> Any:
-        vocabulary, longest, cut = vocabulary_size(self._opened.model), self.max_length, 0
+        vocabulary, longest = vocabulary_size(self._opened.model), self.max_length
         for (_, continuation), context_ids, continuation_ids in requests:
             if not 0 < len(continuation_ids) <= longest:
                 shown = continuation if len(continuation) <= 40 else f"{continuation[:40]}…"
@@ -150,17 +152,18 @@ class LiveModel(_HFLM):
                     where=self.stage,
                     remedy="leave the question out",
                 )
-            if (highest := max(*context_ids, *continuation_ids)) >= vocabulary:
+            if (highest := max(context_ids + continuation_ids)) >= vocabulary:
                 raise AutopruneError(
                     f"the tokenizer gives token {highest}, the model has {vocabulary}",
                     where=self._opened.name,
                     remedy="use the tokenizer the model was made with",
                 )
-            cut += len(context_ids) + len(continuation_ids) > longest + 1
-        if cut:
-            self._told.note(
-                f"{self.stage}: {cut} prompts are longer than {self.max_length} tokens; their beginning is cut"
-            )
+        lengths = [len(context_ids) + len(continuation_ids) for _, context_ids, continuation_ids in requests]
+        if cut := sum(length > longest + 1 for length in lengths):
+            self._told.note(f"{self.stage}: {cut} prompts are longer than {longest} tokens; their beginning is cut")
+        if self._chooses_batch:
+            at_once = _CPU_LOGITS // (min(longest, max(lengths)) * vocabulary)
+            self.batch_size_per_gpu = max(1, min(_CPU_BATCH, at_once))
         self._told.stage(self.stage, len(requests))
         answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         if any(math.isnan(likelihood) for likelihood, _ in answers):
@@ -174,14 +177,16 @@ class LiveModel(_HFLM):
 
 def load(names: Sequence[str], *, shots: int) -> dict[str, Any]:
     """Tasks by name, ready to be asked; local files are read, others come from the hub or its cache."""
-    tasks: dict[str, Any] = {name: _FileTask(read_task(name)) for name in names if is_local(name)}
-    for name, task in tasks.items():
-        if shots >= len(task.eval_docs):
+    files = {name: _FileTask(read_task(name)) for name in names if is_local(name)}
+    for name, task in files.items():
+        if shots >= (count := len(task.eval_docs)):
             raise AutopruneError(
-                f"{len(task.eval_docs)} questions are too few for {shots} shots", where=name, remedy="use fewer --shots"
+                f"{count} questions are too few for {shots} shots", where=name, remedy="use fewer --shots"
             )
-    if known := [name for name in names if not is_local(name)]:
-        tasks |= _known_to_lm_eval(known)
+    manager = _manager([name for name in names if name not in files])
+    tasks: dict[str, Any] = {}
+    for name in names:
+        tasks |= {name: files[name]} if name in files else _from_hub(manager, name)  # a name may mean several tasks
     for name, task in tasks.items():
         if _ACC not in task.aggregation():
             raise AutopruneError(
@@ -194,10 +199,11 @@ def load(names: Sequence[str], *, shots: int) -> dict[str, Any]:
     return tasks
 
 
-def _known_to_lm_eval(names: list[str]) -> dict[str, Any]:
-    if set(names) <= set(_FOLDERS):
+def _manager(names: list[str]) -> lm_eval.tasks.TaskManager:
+    """What lm-eval knows of these tasks; a name that it does not know is refused."""
+    if set(names) <= set(FOLDERS):
         root = Path(lm_eval.tasks.__file__).parent
-        folders: list[str | Path] = [root / folder for folder in dict.fromkeys(_FOLDERS[name] for name in names)]
+        folders: list[str | Path] = [root / folder for folder in dict.fromkeys(FOLDERS[name] for name in names)]
         manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     else:
         manager = lm_eval.tasks.TaskManager()
@@ -209,13 +215,17 @@ def _known_to_lm_eval(names: list[str]) -> dict[str, Any]:
                 where="--tasks",
                 remedy=f"did you mean '{close[0]}'?" if close else "`lm-eval ls tasks` lists them; a file is file:PATH",
             )
+    return manager
+
+
+def _from_hub(manager: lm_eval.tasks.TaskManager, name: str) -> dict[str, Any]:
     try:
-        return dict(manager.load(names)["tasks"])
+        return dict(manager.load([name])["tasks"])
     except Exception as error:  # data sets of strangers, with libraries, networks and formats of their own
         message = " ".join(str(error).split())[:200]
         raise AutopruneError(
             f"cannot load the questions ({type(error).__name__}: {message})",
-            where=f"--tasks {','.join(names)}",
+            where=f"--tasks {name}",
             remedy="check the network, or give local questions as file:PATH",
         ) from None
 
@@ -230,25 +240,30 @@ def measure(
         model.stage = f"evaluating {opened.name} on {name}"
         task.set_fewshot_seed(_SHOTS_SEED)
         with redirect_stdout(io.StringIO()):  # the batch size that lm-eval finds is printed
-            found = _evaluate(model, {name: task}, limit=limit, bootstrap_iters=1)
+            found = _evaluate(model, {name: task}, limit=limit, bootstrap_iters=0)
         results.append(_result(name, found))
     return tuple(results)
 
 
 def _result(name: str, found: dict[str, Any]) -> TaskResult:
-    figures = {key.partition(",")[0]: value for key, value in found["results"][name].items()}
-    correct = tuple(sample[_ACC] for sample in found["samples"][name])
-    if not all(isinstance(one, int | float) for one in correct):
+    samples = [sample for sample in found["samples"][name] if sample["filter"] == found["samples"][name][0]["filter"]]
+    figures = {figure: [sample.get(figure) for sample in samples] for figure in (_ACC, _ACC_NORM)}
+    if not all(isinstance(one, int | float) for one in figures[_ACC]):
         raise AutopruneError("the task has no accuracy question by question", where=name, remedy="leave it out")
-    known = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}  # "N/A" else
+    has_norm = None not in figures[_ACC_NORM]
     return TaskResult(
         task=name,
         version=str(found["versions"][name]),
         shots=found["n-shot"][name],
-        questions=len(correct),
-        acc=known[_ACC],
-        acc_stderr=known.get("acc_stderr"),
-        acc_norm=known.get(_ACC_NORM),
-        acc_norm_stderr=known.get("acc_norm_stderr"),
-        correct=tuple(map(float, correct)),
+        questions=len(samples),
+        acc=float(np.mean(figures[_ACC])),
+        acc_stderr=_standard_error(figures[_ACC]),
+        acc_norm=float(np.mean(figures[_ACC_NORM])) if has_norm else None,
+        acc_norm_stderr=_standard_error(figures[_ACC_NORM]) if has_norm else None,
+        correct=tuple(map(float, figures[_ACC])),
     )
+
+
+def _standard_error(values: list[float]) -> float | None:
+    """Of the mean."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -81,9 +81,8 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         print(f"task             {task.task}: acc {_share(task.acc, task.acc_stderr)}{normed}")
         print(f"  asked          {task.questions:,} questions, {task.shots} shots, version {task.version}")
         if (compared := task.against) is not None:
-            print(
-                f"  reference      acc {compared.reference:.2%}, difference {_difference(compared)} (paired bootstrap)"
-            )
+            print(f"  reference      acc {compared.reference:.2%}")
+            print(f"  difference     {_difference(compared)} points, 95 % interval (paired bootstrap)")
     if len(evaluation.tasks) > 1:
         print(f"mean accuracy    {_mean(evaluation)}")
 
@@ -93,14 +92,14 @@ def _print_table(measured: list[tuple[str, Evaluation]], reference: str) -> None
     from rich.table import Table
 
     first = measured[0][1]
-    table = Table(caption="Of the same tokens and questions, 95 % intervals by paired bootstrap.", show_lines=True)
-    table.title = f"compared with {reference}"
+    caption = f"compared with {reference} on the same tokens and questions; 95 % intervals by paired bootstrap"
+    table = Table(caption=caption, show_lines=bool(first.tasks))
     table.add_column("model", overflow="fold")
     if first.tokens:
         for heading in ("perplexity", "KL (nats/token)", "same top token"):
             table.add_column(heading, justify="right")
     for task in first.tasks:
-        asked = f"{task.questions:,} questions, {task.shots} shots, version {task.version}"
+        asked = f"acc of {task.questions:,}\n{task.shots} shots\n{task.version}"
         table.add_column(f"{task.task.rsplit('/', 1)[-1]}\n{asked}", justify="right")
     if len(first.tasks) > 1:
         table.add_column("mean", justify="right")
@@ -116,7 +115,7 @@ def _print_table(measured: list[tuple[str, Evaluation]], reference: str) -> None
         if len(evaluation.tasks) > 1:
             cells.append(_mean(evaluation))
         table.add_row(model, *cells)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(table)
 
 
 def _share(value: float, stderr: float | None) -> str:
