@@ -71,7 +71,7 @@ def assert_as_computed_independently(model: Any, tokenizer: Any, count: int) -> 
 def lm_evals_likelihoods(model: Any, tokenizer: Any, task: str, count: int) -> list[float]:
     from autoprune.harness import LiveModel, load
 
-    (loaded,) = load([task], shots=0).values()
+    (loaded,) = load([task], shots=0, progress=Silent()).values()
     loaded.build_all_requests(limit=count)
     opened = OpenModel(model=model, tokenizer=tokenizer, name="model", stored_dtype=model.dtype)
     return [value for value, _ in LiveModel(opened, 8, Silent()).loglikelihood(loaded.instances)]

@@ -273,7 +273,7 @@ def test_prompts_with_a_blank():
 def test_shots_are_other_questions_with_their_answers(arc: str):
     from autoprune.harness import load
 
-    (task,) = load([arc], shots=2).values()
+    (task,) = load([arc], shots=2, progress=Silent()).values()
     task.set_fewshot_seed(1)
     task.build_all_requests(limit=200)
     contexts = {instance.doc: instance.args[0] for instance in task.instances}

@@ -49,7 +49,7 @@ def evaluate_each(
         check_size(sequences, _LENGTH if length is None else length)
     check_sizes(shots, limit, batch)
     harness = _harness() if names else None
-    loaded = harness.load(names, shots=shots) if harness else {}
+    loaded = harness.load(names, shots=shots, progress=progress) if harness else {}
 
     def at_tasks(opened: OpenModel) -> tuple[TaskResult, ...]:
         if harness is None:

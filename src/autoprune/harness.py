@@ -175,7 +175,7 @@ class LiveModel(_HFLM):
         return answers
 
 
-def load(names: Sequence[str], *, shots: int) -> dict[str, Any]:
+def load(names: Sequence[str], *, shots: int, progress: Progress) -> dict[str, Any]:
     """Tasks by name, ready to be asked; local files are read, others come from the hub or its cache."""
     files = {name: _FileTask(read_task(name)) for name in names if is_local(name)}
     for name, task in files.items():
@@ -183,10 +183,16 @@ def load(names: Sequence[str], *, shots: int) -> dict[str, Any]:
             raise AutopruneError(
                 f"{count} questions are too few for {shots} shots", where=name, remedy="use fewer --shots"
             )
-    manager = _manager([name for name in names if name not in files])
+    if known := [name for name in names if name not in files]:
+        progress.stage(f"asking lm-eval for {', '.join(known)}", 1)
+    manager = _manager(known)
     tasks: dict[str, Any] = {}
     for name in names:
-        tasks |= {name: files[name]} if name in files else _from_hub(manager, name)  # a name may mean several tasks
+        if name in files:
+            tasks[name] = files[name]
+        else:
+            progress.stage(f"reading the questions of {name}", 1)
+            tasks |= _from_hub(manager, name)  # a name may mean several tasks
     for name, task in tasks.items():
         if _ACC not in task.aggregation():
             raise AutopruneError(
