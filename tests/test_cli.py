@@ -89,8 +89,12 @@ def test_eval_json_compares_two_models(run: Run, checkpoint: Path, text: Path, w
     record = json.loads(ran.out)
     assert ran.code == 0
     assert ran.out.count("\n") == 1
-    assert record["against"]["kl_nats_per_token"] > 0
-    assert record["tokens"] == 45
+    assert record["against"] == str(checkpoint)
+    (result,) = record["results"]
+    assert result["model"] == "out"
+    assert result["against"]["kl_nats_per_token"] > 0
+    assert result["tokens"] == 45
+    assert result["tasks"] == []
 
 
 def test_eval_against_prints_the_comparison(run: Run, checkpoint: Path, text: Path, work: Path):
@@ -264,7 +268,7 @@ def test_an_unknown_command_is_one_line(run: Run, work: Path):
     assert_refused(run("prun", "demo"), "No such command 'prun'", work)
 
 
-@pytest.mark.parametrize("command", [["prune", "x", "--sparsity", "0.5"], ["prune"], ["eval", "x"], ["check"]])
+@pytest.mark.parametrize("command", [["prune", "x", "--sparsity", "0.5"], ["prune"], ["eval"], ["check"]])
 def test_a_missing_argument_is_one_line(run: Run, command: list[str], work: Path):
     assert_refused(run(*command), "Missing", work)
 
@@ -429,6 +433,10 @@ def test_a_corrupt_gguf_file_is_one_line(run: Run, text: Path, work: Path):
 
 def test_eval_of_a_wrong_model_is_one_line(run: Run, text: Path, work: Path):
     assert_refused(run("eval", "./nowhere", "--data", f"file:{text}"), "no such model folder", work)
+
+
+def test_eval_on_nothing_is_one_line(run: Run, work: Path):
+    assert_refused(run("eval", "./nowhere"), "nothing to evaluate on; give --data, --tasks or both", work)
 
 
 def test_eval_against_another_vocabulary_is_one_line(run: Run, checkpoint: Path, text: Path, work: Path):

@@ -24,6 +24,7 @@ from autoprune.layer import Method
 from autoprune.measurements import Measurements
 from autoprune.models import InMemoryBlocks, OpenModel, all_linears, open_model
 from autoprune.sparsity import Target
+from independent import assert_as_computed_independently
 
 
 def installed(*packages: str) -> bool:
@@ -144,6 +145,11 @@ def test_sharing_out_by_skewness_and_by_measurement_helps(dense: OpenModel, cali
         damage[name] = measurements.trial.damage(measurements.per_linear(found.sparsity_L, found.granularity))
     assert damage["sdsa"] < 0.9 * damage["uniform"] < damage["uniform"] < damage["sdsa-reversed"]
     assert damage["marginal"] < 0.9 * damage["uniform"]
+
+
+@pytest.mark.skipif(not installed("lm_eval"), reason="lm-eval is not installed: pip install 'autoprune[tasks]'")
+def test_arc_easy_is_answered_as_an_independent_computation_does(dense: OpenModel):
+    assert_as_computed_independently(copy.deepcopy(dense.model).float(), dense.tokenizer, 12)
 
 
 @pytest.mark.skipif(not WIKITEXT.is_file(), reason=f"{WIKITEXT} is not here")

@@ -4,7 +4,16 @@ from autoprune.memory import prefer_huge_pages
 
 prefer_huge_pages()  # before torch allocates
 
-from autoprune.api import Diagnosis, Evaluation, Progress, PruneReport, diagnose, evaluate, prune  # noqa: E402
+from autoprune.api import (  # noqa: E402
+    Diagnosis,
+    Evaluation,
+    Progress,
+    PruneReport,
+    TaskResult,
+    diagnose,
+    evaluate,
+    prune,
+)
 from autoprune.errors import AutopruneError, ProgramError  # noqa: E402
 from autoprune.sweep import Sweep, read_sweep, sweep  # noqa: E402
 
@@ -16,6 +25,7 @@ __all__ = [
     "Progress",
     "PruneReport",
     "Sweep",
+    "TaskResult",
     "diagnose",
     "evaluate",
     "prune",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,8 @@ from autoprune.channels import free_channels
 from autoprune.data import check_source
 from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import Evaluation, evaluate_tokens
+from autoprune.evaluate import Evaluation
+from autoprune.evaluate_each import evaluate_each
 from autoprune.figures.diagnosing import pictures
 from autoprune.figures.picture import check_matplotlib
 from autoprune.files import SIDECAR, bytes_on_disk, check_output, check_space, finished_folder
@@ -28,10 +30,7 @@ from autoprune.gradients import loss_gradients
 from autoprune.inputs import (
     SELF,
     calibration_tokens,
-    check_length,
-    check_vocabulary,
     evaluation_mode,
-    evaluation_tokens,
     opened_blocks,
     opened_model,
 )
@@ -56,6 +55,7 @@ from autoprune.share_out import share_out
 from autoprune.sparsity import Target
 from autoprune.spill import Spill
 from autoprune.stream import check_propagation
+from autoprune.tasks import TaskResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,35 +289,45 @@ def prune(
 def evaluate(
     model: Any,
     *,
-    data: str,
+    data: str | None = None,
+    tasks: str | Sequence[str] = (),
     tokenizer: Any = None,
     length: int | None = None,
     sequences: int | None = None,
+    shots: int = 0,
+    limit: int | None = None,
+    batch: int | str | None = None,
     against: Any = None,
     bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Perplexity of a causal LM on `data` ("file:PATH" or "hub:NAME"), the field's way (see `autoprune.data`).
+    """Perplexity of a causal LM on `data` ("file:PATH" or "hub:NAME"), the field's way (see `autoprune.data`), and its
+    accuracy at `tasks` (names that lm-eval knows, "seven" for the field's, "file:PATH"; see `autoprune.tasks`).
 
-    `length` is 2048 unless given, or the model's context where that is shorter.
-    `model` and `against` are names or live models; with `against` the result compares the two on the same tokens.
+    `length` is 2048 unless given, or the model's context where that is shorter. Of each task the first `limit`
+    questions are asked (all, if None), with `shots` solved ones before each, `batch` prompts (or "auto") at a time.
+    `model` and `against` are names or live models; with `against` the result compares the two on the same tokens and
+    questions. Raises AutopruneError where the request cannot be met.
     """
-    progress = progress or Silent()
-    opened = opened_model(model, tokenizer, dtype, device, progress)
-    tokens_BL, _ = evaluation_tokens(opened, data, sequences, length, bos)
-    reference = None
-    if against is not None:
-        other = opened_model(against, tokenizer or opened.tokenizer, dtype, device, progress)
-        reference = other.model
-        check_length(reference, tokens_BL.shape[1])
-        check_vocabulary(reference, tokens_BL, other.name)
-        if reference.config.get_text_config().vocab_size != opened.model.config.get_text_config().vocab_size:
-            raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")
-    progress.stage(f"evaluating {opened.name}", len(tokens_BL))
-    with evaluation_mode(opened.model), evaluation_mode(reference or opened.model):
-        return evaluate_tokens(opened.model, tokens_BL, against=reference, on_sequence=lambda: progress.advance(1))
+    measured = evaluate_each(
+        [model],
+        data=data,
+        tasks=tasks,
+        tokenizer=tokenizer,
+        length=length,
+        sequences=sequences,
+        shots=shots,
+        limit=limit,
+        batch=batch,
+        against=against,
+        bos=bos,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+    return next(measured)
 
 
 def diagnose(
@@ -422,4 +432,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Diagnosis", "Evaluation", "Progress", "PruneReport", "diagnose", "evaluate", "prune"]
+__all__ = [
+    "Diagnosis",
+    "Evaluation",
+    "Progress",
+    "PruneReport",
+    "TaskResult",
+    "diagnose",
+    "evaluate",
+    "evaluate_each",
+    "prune",
+]

@@ -117,9 +117,13 @@ def _pieces(source: str) -> Iterator[str]:
     check_source(source)
     kind, _, rest = source.partition(":")
     if kind == "file":
-        path = Path(os.path.expanduser(rest))  # unlike Path.expanduser, never raises
+        path = local_path(rest)
         return _joined(_jsonl(path)) if path.suffix in (".jsonl", ".json") else _plain(path)
     return _joined(_hub(rest))
+
+
+def local_path(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # unlike Path.expanduser, never raises
 
 
 def _joined(documents: Iterable[str]) -> Iterator[str]:
@@ -137,28 +141,43 @@ def _plain(path: Path) -> Iterator[str]:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
+    return (_text_field(record, where) for record, where in json_lines(path))
+
+
+def json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+    """What the lines of a .jsonl file hold, each with its file and line for messages; empty lines are passed over."""
     with _opened(path) as file:
         try:
             for number, line in enumerate(file, 1):
+                line = line.removeprefix("\ufeff")  # the byte order mark that some editors begin a file with
+                where = f"{path}, line {number}"
                 if line.strip():
-                    yield _text_field(line, f"{path}, line {number}")
+                    yield _parsed(line, where), where
         except UnicodeDecodeError:
             raise AutopruneError("not UTF-8 text", where=str(path), remedy="convert it to UTF-8") from None
 
 
-def _text_field(line: str, where: str) -> str:
+def _parsed(line: str, where: str) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError as error:
         raise AutopruneError(f"not JSON ({error.msg})", where=where, remedy="one JSON object a line") from None
+
+
+def _text_field(record: Any, where: str) -> str:
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise AutopruneError("no field 'text'", where=where, remedy='as in {"text": "..."}')
+    check_encodes(text, where)
+    return text
+
+
+def check_encodes(text: str, where: str) -> None:
+    """Refuse a text that UTF-8 cannot say: JSON may escape half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise AutopruneError("half a surrogate pair", where=where, remedy="write it as UTF-8") from None
-    return text
 
 
 def _opened(path: Path):

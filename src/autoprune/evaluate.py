@@ -19,6 +19,7 @@ from torch import Tensor
 from autoprune.bootstrap import bootstrap_interval
 from autoprune.errors import AutopruneError
 from autoprune.models import input_device
+from autoprune.tasks import TaskResult
 
 _TOKENS_AT_ONCE = 256
 
@@ -37,14 +38,18 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of one model on one text. `tokens` counts the scored ones: B (L - 1)."""
+    """Figures of one model on one text, nan and 0 where there was none, and at tasks.
 
-    perplexity: float
-    nats_per_token: float
-    sequences: int
-    length: int
-    tokens: int
+    `tokens` counts the scored ones: B (L - 1).
+    """
+
+    perplexity: float = math.nan
+    nats_per_token: float = math.nan
+    sequences: int = 0
+    length: int = 0
+    tokens: int = 0
     against: Comparison | None = None
+    tasks: tuple[TaskResult, ...] = ()
 
 
 def evaluate_tokens(

@@ -25,7 +25,7 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         transformers_logging.set_verbosity_error()
-        for name in ("datasets", "huggingface_hub"):
+        for name in ("datasets", "huggingface_hub", "lm_eval"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
         # Bars that libraries draw by themselves. TQDM_DISABLE would come too late here.
