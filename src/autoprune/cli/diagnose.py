@@ -10,7 +10,7 @@ import click
 from autoprune.cli.shared import MODEL_HELP, calibration_options, print_json, quiet, shared_options
 
 
-@click.command("diagnose", epilog=MODEL_HELP)
+@click.command("diagnose", short_help="Draw how the layers of a model differ.", epilog=MODEL_HELP)
 @click.argument("model")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder for pictures and figures; new or empty."

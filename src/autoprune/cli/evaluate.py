@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoprune.tasks import TaskComparison
 
 
-@click.command("eval", epilog=MODEL_HELP)
+@click.command("eval", short_help="Perplexity, divergence and accuracy of one or more models.", epilog=MODEL_HELP)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--data", help=f"Measure the perplexity of a text: {TEXT_HELP}.")
 @click.option("--length", type=int, help="Tokens per sequence.  [default: 2048, or the model's context if shorter]")

@@ -9,7 +9,7 @@ import click
 from autoprune.cli.search import leaderboard
 
 
-@click.command("algorithms")
+@click.command("algorithms", short_help="The library, one of its texts, or the leaderboard of a search.")
 @click.argument("name", required=False)
 @click.option("--run", type=click.Path(path_type=Path), help="The leaderboard of this search instead of the library.")
 def algorithms(name: str | None, run: Path | None) -> None:
@@ -32,7 +32,7 @@ def algorithms(name: str | None, run: Path | None) -> None:
             click.echo(f"  {program.name:<14} {program.doc}")
 
 
-@click.command("check")
+@click.command("check", short_help="Explain a program, or what is wrong with it and where.")
 @click.argument("file")
 @click.option("--language", is_flag=True, help="Also print the tables of the language.")
 def check(file: str, language: bool) -> None:

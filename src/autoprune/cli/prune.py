@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoprune.api import PruneReport
 
 
-@click.command("prune", epilog=MODEL_HELP)
+@click.command("prune", short_help="Prune a model and write a checkpoint that loads everywhere.", epilog=MODEL_HELP)
 @click.argument("model")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the result; new or empty.")
 @click.option(

@@ -11,7 +11,7 @@ import click
 from autoprune.cli.shared import TEXT_HELP, print_json, quiet
 
 
-@click.command("report")
+@click.command("report", short_help="One page about prunes, diagnoses, sweeps and searches.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page; a file."

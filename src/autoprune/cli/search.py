@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from autoprune.search.account import Account
 
 
-@click.command("search", epilog=MODEL_HELP)
+@click.command("search", short_help="Let a language model design the algorithm.", epilog=MODEL_HELP)
 @click.argument("model")
 @click.option(
     "--run",
@@ -127,16 +127,18 @@ def _print_account(told: Account) -> None:
     print(f"time       {told.seconds:.0f} s{cost}")
 
 
-@click.command("explain")
+@click.command("explain", short_help="How a program of a search came about, step by measured step.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("digest", metavar="HASH")
-def explain(run: Path, digest: str) -> None:
-    """Print the measured chain of reasoning that led to the program HASH in the search RUN."""
+@click.argument("digest", metavar="[HASH]", required=False)
+def explain(run: Path, digest: str | None) -> None:
+    """Print the measured chain of reasoning that led to the program HASH in the search RUN; without a hash, to the best
+    one so far."""
     from autoprune.discover import open_run
-    from autoprune.scoring.scorer import RUNGS
-    from autoprune.search.account import reasoning
+    from autoprune.scoring.scorer import FRESH, RUNGS
+    from autoprune.search.account import leader, reasoning
 
-    click.echo("\n".join(reasoning(open_run(run), RUNGS, digest)))
+    archive = open_run(run)
+    click.echo("\n".join(reasoning(archive, RUNGS, digest or leader(archive, RUNGS, FRESH))))
 
 
 def leaderboard(run: Path, name: str | None) -> None:

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from autoprune.speed import Measured, Pair, Payoff
 
 
-@click.command("speed", epilog=MODEL_HELP.replace("MODEL is", "DENSE and PRUNED are each"))
+@click.command(
+    "speed",
+    short_help="What pruning buys: bytes, memory, tokens a second.",
+    epilog=MODEL_HELP.replace("MODEL is", "DENSE and PRUNED are each"),
+)
 @click.argument("dense", metavar="DENSE")
 @click.argument("pruned", metavar="PRUNED")
 @click.option(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from autoprune.sweep import Point, Sweep
 
 
-@click.command("sweep", epilog=MODEL_HELP)
+@click.command(
+    "sweep", short_help="Perplexity and divergence over sparsity, for several algorithms.", epilog=MODEL_HELP
+)
 @click.argument("model")
 @click.option(
     "--algorithms",

@@ -85,6 +85,15 @@ def best(archive: Archive, rungs: Sequence[str], fresh: str) -> str | None:
     return min(finalists)[1] if finalists else None
 
 
+def leader(archive: Archive, rungs: Sequence[str], fresh: str) -> str:
+    """The best program so far: what the search recommends or, before its end, what the rungs hold to be best."""
+    ranked = [best(archive, rungs, fresh), *Graph(archive, rungs).ranked]
+    found = next((digest for digest in ranked if digest), None)
+    if found is None:
+        raise AutopruneError("no program was measured yet", where=str(archive.path), remedy="let the search go on")
+    return found
+
+
 def stored(archive: Archive, digest: str) -> Node:
     """The program of a digest, which may be given by its first characters."""
     found = [node for node in archive.nodes() if digest and node.digest.startswith(digest)]
