@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     default="one_pass",
     show_default=True,
     help="What a layer is judged by, as in prune. With dense, all points share one walk over the unpruned model, and "
-    "their weights wait in RUN to be measured (a bit each, or whole where an algorithm changes them); with one_pass and "
-    "block what a layer receives depends on what was pruned before it, so each point has a walk of its own.",
+    "their weights wait in RUN to be measured (a bit each, or whole where an algorithm changes them); with one_pass "
+    "and block what a layer receives depends on what was pruned before it, so each point has a walk of its own.",
 )
 @shared_options
 def sweep(model: str, algorithms: str, sparsities: str, as_json: bool, **settings: Any) -> None:
