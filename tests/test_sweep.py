@@ -495,6 +495,7 @@ def test_the_command_ends_with_a_table(run: Run, checkpoint: Path, text: Path, t
     assert lines[6].startswith("KL, nats/token")
     assert sum("do not divide" in line for line in lines) == 2
     assert "wanda to 0.5: perplexity" in ran.err
+    assert "measured on the text it is calibrated on" in ran.err
     again = run(*arguments(checkpoint, text, tmp_path / "run", *asked))
     assert (again.code, again.out) == (0, ran.out)
 

@@ -138,6 +138,8 @@ def sweep(
             cells.setdefault(cell.key, cell)
     for text in {data, calibration} - {SELF}:
         check_source(text)
+    if data == calibration:
+        progress.note("measured on the text it is calibrated on, an algorithm that solves for weights looks too good")
     opened = opened_model(model, tokenizer, dtype, device, progress)
     eval_BL, judged_on = evaluation_tokens(opened, data, eval_sequences, eval_length, "auto", option="--eval-")
     tokens_BL, calibrated_on = calibration_tokens(opened, calibration, sequences, length, seed, progress)
