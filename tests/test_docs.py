@@ -20,13 +20,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The code blocks of a page in any of these languages; "" is a block that names none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.S | re.M)
+    return [text for language, text in found if language in languages]
 
 
 def commands(page: Path) -> list[list[str]]:
     """The words of every line of a code block that calls autoprune."""
-    lines = [line for block in blocks(page, "(?:sh)?") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks(page, "", "sh") for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("autoprune ")]
 
 

@@ -86,6 +86,14 @@ class Sweep:
     dense: Evaluation | None
     points: list[Point]
 
+    @property
+    def names(self) -> dict[tuple[str, str], str]:
+        """What to call each program, by its name and hash, in the order in which they come: a program file that was
+        changed meanwhile is another one."""
+        keys = list(dict.fromkeys((point.algorithm, point.hash) for point in self.points))
+        known = [name for name, _ in keys]
+        return {key: key[0] if known.count(key[0]) == 1 else f"{key[0]} {key[1][:6]}" for key in keys}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         dense = asdict(self.dense) if self.dense else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,4 +119,5 @@ def _print_prune(report: PruneReport) -> None:
     if report.skipped:
         print(f"not pruned {len(report.skipped)} matrices that are not linear layers; see autoprune.json")
     print(f"time       {seconds}")
+    print(f"a page     autoprune report {shlex.quote(str(report.out))}")
     print(f"load it    AutoModelForCausalLM.from_pretrained({report.out!r})")

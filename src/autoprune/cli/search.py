@@ -105,6 +105,7 @@ def search(
     if found.winner:
         print(f"winner     {found.winner}")
         target = f"--pattern {settings['pattern']}" if settings["pattern"] else f"--sparsity {settings['sparsity']}"
+        print(f"a page     autoprune report {run}")
         print(f"prune it   autoprune prune {model} --out pruned --algorithm {found.winner} {target}")
 
 

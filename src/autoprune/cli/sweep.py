@@ -86,18 +86,16 @@ def sweep(model: str, algorithms: str, sparsities: str, as_json: bool, **setting
 def _print_sweep(found: Sweep) -> None:
     if found.dense:
         print(f"unpruned   perplexity {found.dense.perplexity:.4f}, {found.dense.tokens:,} tokens scored")
-    _print_table("perplexity", found.points, lambda point: point.perplexity)
-    _print_table("KL, nats/token", found.points, lambda point: point.kl_nats_per_token)
+    _print_table("perplexity", found, lambda point: point.perplexity)
+    _print_table("KL, nats/token", found, lambda point: point.kl_nats_per_token)
     for point in found.points:
         if point.error:
             print(f"{point.algorithm} to {point.target}: {point.error}")
 
 
-def _print_table(title: str, points: list[Point], figure: Callable[[Point], float | None]) -> None:
+def _print_table(title: str, found: Sweep, figure: Callable[[Point], float | None]) -> None:
     """Algorithms by targets; "-" is what could not be pruned, a gap what was not asked for."""
-    keys = list(dict.fromkeys((point.algorithm, point.hash) for point in points))
-    known = [name for name, _ in keys]  # of a program file that has changed there are several
-    names = {key: key[0] if known.count(key[0]) == 1 else f"{key[0]} {key[1][:6]}" for key in keys}
+    points, names = found.points, found.names
     columns = sorted({point.target for point in points}, key=_place)
     cells = {(point.algorithm, point.hash, point.target): _short(figure(point)) for point in points}
     width = max(len(title), *map(len, names.values())) + 2

@@ -21,9 +21,10 @@ def sweeping(sweep: Sweep) -> Section:
         missing.insert(0, "The sweep was ended before the first point was measured.")
     settings = sweep.settings
     facts = {"Model": sweep.model}
-    for label, key in (("Measured on", "data"), ("Propagation", "propagation"), ("Seed", "seed")):
-        if settings.get(key) is not None:
-            facts[label] = str(settings[key])
+    for label, key in (("Measured on", "data"), ("Calibration", "calibration")):
+        text = settings[key]
+        facts[label] = f"{text['sequences']} × {text['length']} tokens of {text['source']}"
+    facts["Propagation"] = settings["propagation"]
     if sweep.dense:
         facts["Unpruned"] = f"perplexity {sweep.dense.perplexity:.2f}"
     return Section(
@@ -55,11 +56,10 @@ def _curves(
     ]
     if not known:
         return None
-    algorithms = list(dict.fromkeys(point.algorithm for point, _ in known))
     with axes(height=3.6) as axis:
-        for number, algorithm in enumerate(algorithms):
+        for number, (key, algorithm) in enumerate(sweep.names.items()):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            own = [(point, figure) for point, figure in known if point.algorithm == algorithm]
+            own = [(point, figure) for point, figure in known if (point.algorithm, point.hash) == key]
             line = sorted((float(point.target), figure) for point, figure in own if ":" not in point.target)
             axis.plot(
                 [x for x, _ in line],
@@ -104,16 +104,15 @@ def _share(target: str) -> float:
 
 def _tables(sweep: Sweep) -> Sequence[Table]:
     targets = sorted({point.target for point in sweep.points}, key=lambda target: (_share(target), target))
-    algorithms = dict.fromkeys(point.algorithm for point in sweep.points)
-    by_place = {(point.algorithm, point.target): point for point in sweep.points}
+    by_place = {(point.algorithm, point.hash, point.target): point for point in sweep.points}
     tables = []
     for title, value, digits in (
         ("Perplexity", "perplexity", 2),
         ("KL(dense ‖ pruned), nats a token", "kl_nats_per_token", 4),
     ):
         rows = []
-        for algorithm in algorithms:
-            points = [by_place.get((algorithm, target)) for target in targets]
+        for key, algorithm in sweep.names.items():
+            points = [by_place.get((*key, target)) for target in targets]
             figures = [getattr(point, value) if point else None for point in points]
             rows.append([algorithm, *("–" if figure is None else f"{figure:.{digits}f}" for figure in figures)])
         if rows:
