@@ -487,7 +487,7 @@ def test_what_goes_along_is_copied(text: str, tmp_path: Path):
     autoprune.prune(source, out=tmp_path / "out", **settings(text))
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     own = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    assert found == own - {"pytorch_model.bin", "consolidated.00.pth", "model.gguf"} | {"autoprune.json"}
+    assert found == own - {"pytorch_model.bin", "consolidated.00.pth", "model.gguf"} | {"autoprune.json", "README.md"}
 
 
 def test_parameters_of_three_dimensions_that_are_no_experts_are_left_alone(text: str):

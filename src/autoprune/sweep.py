@@ -374,7 +374,7 @@ def _swept(lines: Sequence[dict[str, Any]], path: Path) -> Sweep:
         return Sweep(
             model=head["model"],
             settings=head["settings"],
-            dense=next((Evaluation(**row) for row in _rows(lines, "dense")), None),
+            dense=next((Evaluation(**{**row, "tasks": ()}) for row in _rows(lines, "dense")), None),
             points=[Point(**row) for row in _rows(lines, "point")],
         )
     except (KeyError, TypeError):

@@ -81,6 +81,7 @@ def sweep(model: str, algorithms: str, sparsities: str, as_json: bool, **setting
         print_json(found.to_dict())
     else:
         _print_sweep(found)
+        print(f"\nfigures    autoprune report {settings['run']}")
 
 
 def _print_sweep(found: Sweep) -> None:
