@@ -18,7 +18,7 @@ def pictures(diagnosis: Diagnosis) -> list[Picture]:
 def _skewness(diagnosis: Diagnosis) -> Picture:
     values, block_of = np.array(diagnosis.linear_skewness), np.array(diagnosis.block_of)
     kinds = [kind_of(name) for name in diagnosis.linears]
-    with axes() as axis:
+    with axes(counted=True) as axis:
         for number, kind in enumerate(dict.fromkeys(kinds)):
             chosen = np.array([own == kind for own in kinds])
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -37,7 +37,7 @@ def _skewness(diagnosis: Diagnosis) -> Picture:
 
 
 def _bars(name: str, title: str, says: str, label: str, values: list[float], line: float | None) -> Picture:
-    with axes() as axis:
+    with axes(counted=True) as axis:
         axis.bar(range(len(values)), values, color=COLOURS[0])
         if line is not None:
             axis.axhline(line, color=QUIET, linewidth=1, linestyle="--")
@@ -61,7 +61,7 @@ def _l_skewness(diagnosis: Diagnosis) -> Picture:
 
 def _sensitivity(diagnosis: Diagnosis) -> Picture:
     damage = np.maximum(np.array(diagnosis.damage), 1e-6)
-    with axes() as axis:
+    with axes(counted=True) as axis:
         for index, level in enumerate(diagnosis.levels):
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
             axis.plot(damage[:, index], f"-{marker}", markersize=3, linewidth=1, color=colour, label=f"to {level:.0%}")
@@ -82,7 +82,7 @@ def _allocation(diagnosis: Diagnosis) -> Picture:
     moved = np.array(diagnosis.sparsity) - diagnosis.target  # bars start at the line, not at a cut-off zero
     low, high = min(diagnosis.sparsity), max(diagnosis.sparsity)
     margin = max(0.05, (high - low) / 2)
-    with axes() as axis:
+    with axes(counted=True) as axis:
         axis.bar(range(len(moved)), moved, bottom=diagnosis.target, color=COLOURS[0])
         axis.axhline(diagnosis.target, color=COLOURS[1], linewidth=1.5)
         axis.set_ylim(max(0.0, low - margin), min(1.0, high + margin))

@@ -87,9 +87,11 @@ class Picture:
 
 
 @contextmanager
-def axes(columns: int = 1, height: float = 3.0) -> Iterator[Any]:
-    """A figure of one column's width to draw on: its axes, one or an array; `.figure` of which is the figure."""
+def axes(columns: int = 1, height: float = 3.0, *, counted: bool = False) -> Iterator[Any]:
+    """A figure of one column's width to draw on: its axes, one or an array; `.figure` of which is the figure. To the
+    right goes what is `counted`, or any number."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with _styled():
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -98,6 +100,7 @@ def axes(columns: int = 1, height: float = 3.0) -> Iterator[Any]:
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", color=GRID, linewidth=0.8)
             axis.set_axisbelow(True)
+            axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=counted))
         yield found[0] if columns == 1 else found
 
 

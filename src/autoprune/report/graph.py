@@ -147,7 +147,7 @@ class Layout:
         last = self.graph.rungs[-1]
         place = {digest: index for index, digest in enumerate(self.graph.nodes)}
         steps = [edge for edge in self.graph.edges if edge.parents and edge.parents[0] in place and edge.child in place]
-        with axes(height=3.6) as axis:
+        with axes(height=3.6, counted=True) as axis:
             for edge in steps:
                 colour, line = LINES.get(edge.verdict, LINES[INCONCLUSIVE])
                 ends = (edge.parents[0], edge.child)

@@ -93,7 +93,7 @@ def _by_kind(
     """A figure of every layer, by block; a mark and colour for each kind."""
     layers = [layer for layer in record["layers"] if layer.get(value) is not None]
     kinds = list(dict.fromkeys(kind_of(layer["name"]) for layer in layers))
-    with axes() as axis:
+    with axes(counted=True) as axis:
         for number, kind in enumerate(kinds):
             own = [layer for layer in layers if kind_of(layer["name"]) == kind]
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -153,7 +153,7 @@ def _cost(record: Mapping[str, Any]) -> Picture:
     seconds = [cost["seconds"] for cost in costs]
     peaks = [cost["peak_bytes"] for cost in costs]
     known = all(peak is not None for peak in peaks)
-    with axes(2 if known else 1) as found:
+    with axes(2 if known else 1, counted=True) as found:
         panels = [("seconds", seconds, COLOURS[0])] + (
             [("peak memory, GB", [peak / 1e9 for peak in peaks], COLOURS[1])] if known else []
         )

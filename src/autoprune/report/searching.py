@@ -128,7 +128,7 @@ def _progress(archive: Archive, graph: Graph) -> Picture | None:
         for digest, name in names.items()
         if (outcome := graph.outcome(digest, last)) and outcome.damage
     ]
-    with axes() as axis:
+    with axes(counted=True) as axis:
         axis.plot(steps, damage, "o", color=QUIET, markersize=3, label="a program")
         axis.step(
             [*steps, max(proposal.step for proposal in archive.proposals())],
