@@ -246,6 +246,7 @@ def test_a_prune_that_was_ended_shows_the_blocks_it_has(text: Path, tmp_path: Pa
     report([tmp_path / "out"], out=tmp_path / "r.html")
     page = check(tmp_path / "r.html")
     assert "Unfinished: 1 blocks are pruned" in page.text
+    assert f"--out {tmp_path / 'out'}" in page.text
     assert "model.layers.0.mlp.down_proj" in page.text
 
 
@@ -254,7 +255,7 @@ def test_without_the_unpruned_model_there_is_no_text_but_all_else(pruned: Path, 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / SIDECAR).write_text(json.dumps(record))
     made = report([tmp_path / "out"], out=tmp_path / "r.html")
-    assert made.problems == []
+    assert "--against" in made.problems[0]
     page = check(tmp_path / "r.html")
     assert "No text is shown" in page.text
     assert "Output error of each layer" in page.text
@@ -293,7 +294,98 @@ def test_hostile_texts_stay_texts(pruned: Path, tmp_path: Path):
     assert any(node.get("hypothesis", "").startswith("</script>") for node in json.loads(data[1])["nodes"])
 
 
+def damaged(change: Any, pruned: Path, tmp_path: Path) -> Path:
+    """A copy of a prune's record with something wrong."""
+    record = json.loads((pruned / SIDECAR).read_text())
+    change(record)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / SIDECAR).write_text(json.dumps(record))
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("allocation"),
+        lambda record: record.pop("method"),
+        lambda record: record["layers"][0].pop("sparsity"),
+        lambda record: record["layers"][0].update(name=3),
+        lambda record: record["algorithm"].update(text="def"),
+        lambda record: record.update(zeros="many"),
+        lambda record: record["blocks"][0].pop("seconds"),
+    ],
+)
+def test_one_field_that_is_wrong_hides_only_what_needs_it(change: Any, pruned: Path, tmp_path: Path):
+    report([damaged(change, pruned, tmp_path)], out=tmp_path / "r.html", count=0)
+    page = check(tmp_path / "r.html")
+    assert "damaged" in page.text
+    assert "Skewness of each layer" in page.text
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE evaluation SET damage = 9e999 WHERE rung = 'full'",
+        "UPDATE evaluation SET damage = NULL, error = ''",
+        "UPDATE evaluation SET seconds = 9e999",
+        "UPDATE edge SET predicted = 9e999, observed = 1",
+        "DELETE FROM proposal",
+        "DELETE FROM evaluation",
+        """UPDATE node SET traits = '["$x_{", "_y"]'""",
+        "DELETE FROM run WHERE name = 'names'",
+        "PRAGMA foreign_keys = OFF; DELETE FROM node WHERE digest IN (SELECT digest FROM node WHERE step > 3 LIMIT 2)",
+    ],
+)
+def test_an_archive_with_odd_figures_is_shown(statement: str, search: Path, tmp_path: Path):
+    shutil.copytree(search, tmp_path / "run")
+    connection = sqlite3.connect(tmp_path / "run" / ARCHIVE)
+    connection.executescript(statement)
+    connection.close()
+    report([tmp_path / "run"], out=tmp_path / "r.html")
+    page = check(tmp_path / "r.html")
+    assert "Programs and the steps between them" in page.text
+    if CHROMIUM:
+        with Browser() as browser:
+            browser.open(tmp_path / "r.html")
+            browser.value("document.querySelectorAll('.graph .node').forEach(n => n.dispatchEvent(new Event('click')))")
+            assert browser.problems == []
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "_hidden", "\udcff half", "#&%~^"])
+def test_any_name_can_be_drawn(name: str, pruned: Path, tmp_path: Path):
+    def change(record: dict[str, Any]) -> None:
+        record["model"] = name
+        for layer in record["layers"]:
+            layer["name"] += name
+
+    report([damaged(change, pruned, tmp_path)], out=tmp_path / "r.html", count=0)
+    check(tmp_path / "r.html")
+
+
+def test_a_sweep_that_was_ended_says_what_is_to_come(text: Path, tmp_path: Path):
+    source = tiny.save(tmp_path / "dense")
+    given: dict[str, Any] = {"calibration": f"file:{text}", "sequences": 4, "length": 16}
+    autoprune.sweep(source, run=tmp_path / "run", data=f"file:{text}", algorithms=["wanda", "magnitude"],
+                    sparsities=[0.3, 0.6], eval_sequences=2, eval_length=16, **given)  # fmt: skip
+    file = tmp_path / "run" / "sweep.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    points = [line for line in lines if line.startswith('{"point"')]
+    file.write_text("".join(line for line in lines if line not in points[2:]) + '{"point": {"mine": 1}}\n')
+    report([tmp_path / "run"], out=tmp_path / "r.html")
+    page = check(tmp_path / "r.html")
+    assert "Unfinished: 2 points are to come" in page.text
+    assert "1 points cannot be read" in page.text
+
+
 # ---------------------------------------------------------------- files
+
+
+def test_a_model_beside_the_page_is_not_taken_for_its_figures(pruned: Path, tmp_path: Path, run: Run):
+    shutil.copytree(pruned, tmp_path / "r-figures")
+    ran = run("report", pruned, "--samples", "0", "--out", tmp_path / "r.html")
+    assert "holds something else" in ran.error
+    assert list((tmp_path / "r-figures").glob("*.safetensors"))
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_its_own_pages_are_replaced_and_no_others(pruned: Path, tmp_path: Path, run: Run):

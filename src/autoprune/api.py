@@ -220,7 +220,7 @@ def prune(
         if (plan := ranks.tell(output.recall("plan"))) is None:
             sparsity_N, shared = share_out(source, program, method, target, sharing, tokens_BL, propagation, progress)
             sparsity_N, shared = ranks.tell((sparsity_N, shared))
-            output.remember("plan", sparsity=sparsity_N, shared=shared)
+            output.remember("plan", sparsity=sparsity_N, shared=shared, model=opened.name, algorithm=_text(program))
         else:
             sparsity_N, shared = plan["sparsity"], plan["shared"]
         clock.lap("allocation")
@@ -258,12 +258,7 @@ def prune(
             progress.note(line)
         report = PruneReport(
             model=opened.name,
-            algorithm={
-                "name": program.name,
-                "hash": program.digest,
-                "text": program.text,
-                "canonical": program.canonical,
-            },
+            algorithm=_text(program),
             allocation=shared,
             target=str(target),
             method=method.options,
@@ -386,6 +381,10 @@ def choose_allocation(given: str | Path | Program | None, program: Program) -> A
     return Allocation.of(
         given if isinstance(given, Program) else algorithms.load(given, kind="allocation", others=NOT_PROGRAMS)
     )
+
+
+def _text(program: Program) -> dict[str, str]:
+    return {"name": program.name, "hash": program.digest, "text": program.text, "canonical": program.canonical}
 
 
 def _base(model: Any, source: BlockSource) -> Path | None:

@@ -27,7 +27,7 @@ _INHERITED = ("license", "license_name", "license_link", "language")
 def card(record: Mapping[str, Any], base: Path | None) -> str:
     """The card of a prune, from what autoprune.json has of it; `base` is the folder of the unpruned model, if it has
     one, whose card says under which licence it is."""
-    name = Path(record["model"]).name or record["model"]
+    name = _cell(Path(record["model"]).name or record["model"])
     percent = f"{record['sparsity']['achieved']:.1%}"
     algorithm, settings = record["algorithm"], record["settings"]
     shares = [layer["sparsity"]["achieved"] for layer in record["layers"]]
@@ -77,9 +77,10 @@ def card(record: Mapping[str, Any], base: Path | None) -> str:
     return f"---\n{_metadata(record, base)}\n---\n\n" + "\n".join(lines)
 
 
-def command(record: Mapping[str, Any]) -> str:
+def command(record: Mapping[str, Any], out: str = "pruned") -> str:
     """The command line of a prune; texts of programs that are not in the library are expected in files."""
-    given = [record["model"], "--out", "pruned", "--algorithm", _named(record["algorithm"])]
+    model = record["model"]
+    given = [f"./{model}" if model.startswith("-") else model, "--out", out, "--algorithm", _named(record["algorithm"])]
     target = record["target"]
     given += ["--pattern" if ":" in target else "--sparsity", target]
     own = Method.of(read_program(record["algorithm"]["text"])).options
@@ -103,14 +104,23 @@ def _allocation(record: Mapping[str, Any]) -> list[str]:
         own = not algorithm.allocate and found["name"] == Allocation.own(algorithm).name
     options = {name: value for name in ("granularity", "strength", "max_shift", "temperature")
                if (value := found.get(name, getattr(allocation, name))) != getattr(allocation, name)}  # fmt: skip
-    name = found["name"] if found["name"] in NOT_PROGRAMS else _named({"hash": allocation.digest, **found})
+    name = found["name"] if found["name"] in NOT_PROGRAMS else _allocation_name(record)
     return ([] if own else ["--allocation", name]) + _options(options)
+
+
+def _allocation_name(record: Mapping[str, Any]) -> str:
+    """As `_named`; another one than the algorithm's, where the texts differ."""
+    found, algorithm = record["allocation"], record["algorithm"]
+    name = _named({"hash": found["digest"], **found})
+    same = name == _named(algorithm) and found["text"] != algorithm["text"]
+    return f"{found['name']}-allocation.prune" if same else name
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in values.items():
-        words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        whole = isinstance(value, float) and value.is_integer()
+        words += [f"--{name.replace('_', '-')}", str(int(value) if whole else value)]
     return words
 
 
@@ -125,7 +135,7 @@ def _programs(record: Mapping[str, Any]) -> list[str]:
     """The texts that the command wants in files."""
     found = {_named(record["algorithm"]): record["algorithm"]["text"]}
     if text := record["allocation"].get("text"):
-        found[_named({"hash": record["allocation"]["digest"], **record["allocation"]})] = text
+        found[_allocation_name(record)] = text
     lines = []
     for name, text in found.items():
         if name.endswith(".prune"):
@@ -151,7 +161,13 @@ def _inherited(base: Path | None) -> dict[str, Any]:
         metadata = (metadata_load(base / CARD) if base else None) or {}
     except (OSError, ValueError, YAMLError):  # none there, or not readable: then it says nothing
         return {}
-    return {name: metadata[name] for name in _INHERITED if name in metadata}
+    return {name: metadata[name] for name in _INHERITED if _is_plain(metadata.get(name))}
+
+
+def _is_plain(value: Any) -> bool:
+    """A line of text, or several."""
+    lines = value if isinstance(value, list) else [value]
+    return all(isinstance(line, str) and line.isprintable() for line in lines)
 
 
 def _cell(text: str) -> str:

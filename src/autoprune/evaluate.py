@@ -26,14 +26,15 @@ _TOKENS_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model against a reference on the same tokens; the interval is a paired bootstrap over sequences (95 %)."""
+    """A model against a reference on the same tokens; the interval is a paired bootstrap over sequences (95 %),
+    None for a single one."""
 
     reference_perplexity: float
     kl_nats_per_token: float
     top1_agreement: float
     difference_nats_per_token: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def evaluate_tokens(
     comparison = None
     if against is not None:
         difference_B = np.subtract(losses, reference_losses)
-        low, high = bootstrap_interval(difference_B)
+        low, high = bootstrap_interval(difference_B) if B > 1 else (None, None)  # one says nothing of others
         comparison = Comparison(
             reference_perplexity=perplexity(_mean(reference_losses)),
             kl_nats_per_token=_mean(divergences),

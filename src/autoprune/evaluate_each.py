@@ -11,7 +11,14 @@ from torch import Tensor
 from autoprune.data import check_size, check_source
 from autoprune.errors import AutopruneError
 from autoprune.evaluate import Evaluation, evaluate_tokens
-from autoprune.inputs import check_length, check_vocabulary, evaluation_mode, evaluation_tokens, opened_model
+from autoprune.inputs import (
+    check_length,
+    check_vocabulary,
+    evaluation_mode,
+    evaluation_tokens,
+    opened_model,
+    require_same_vocabulary,
+)
 from autoprune.models import OpenModel
 from autoprune.progress import Progress, Silent
 from autoprune.tasks import TaskResult, check_sizes, task_names
@@ -106,7 +113,5 @@ def _require_tokenizer(opened: OpenModel) -> None:
 def _require_same_tokens(reference: OpenModel, opened: OpenModel, tokens_BL: Tensor) -> None:
     """Refuse two models of which one cannot read the other's tokens."""
     check_length(reference.model, tokens_BL.shape[1])
+    require_same_vocabulary(reference, opened)
     check_vocabulary(reference.model, tokens_BL, reference.name)
-    sizes = {one.model.config.get_text_config().vocab_size for one in (opened, reference)}
-    if len(sizes) > 1:
-        raise AutopruneError("the two models have different vocabularies", remedy="compare models of one family")

@@ -131,6 +131,16 @@ def _content(tokens_BL: Tensor) -> str:
     return hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest()
 
 
+def require_same_vocabulary(one: OpenModel, other: OpenModel) -> None:
+    """Refuse to compare models whose tokens mean different things."""
+    if vocabulary_size(one.model) != vocabulary_size(other.model):
+        raise AutopruneError(
+            "the two models have different vocabularies",
+            where=f"{one.name} and {other.name}",
+            remedy="compare models of one family",
+        )
+
+
 def check_vocabulary(model: Any, tokens_BL: Tensor, name: str) -> None:
     size = vocabulary_size(model)
     if int(tokens_BL.max()) >= size:

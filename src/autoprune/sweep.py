@@ -79,12 +79,20 @@ class Point:
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What a sweep has measured so far: the unpruned model (None where that is to come), and points in the order in
-    which they were finished."""
+    which they were finished; `asked` are all that were wanted, without figures."""
 
     model: str
     settings: dict[str, Any]
     dense: Evaluation | None
     points: list[Point]
+    asked: list[Point]
+    damaged: int = 0
+
+    @property
+    def waiting(self) -> list[Point]:
+        """What was wanted and is not measured yet."""
+        finished = {(point.hash, point.target) for point in self.points}
+        return [point for point in self.asked if (point.hash, point.target) not in finished]
 
     @property
     def names(self) -> dict[tuple[str, str], str]:
@@ -229,6 +237,10 @@ def _measure(bench: Bench, lines: Lines, progress: Progress) -> None:
         with writing_to(lines.path):
             lines.add({kind: content})
 
+    known = {_key(row) for row in _rows(lines.found, "asked")}
+    for cell in bench.cells:
+        if cell.key not in known:
+            add("asked", **_names(cell))
     if not _rows(lines.found, "dense"):
         add("dense", **asdict(bench.dense()))
     finished = {_key(row) for row in _rows(lines.found, "point")}
@@ -330,6 +342,8 @@ def _begun(folder: Path, head: Mapping[str, Any]) -> Iterator[Lines]:
             if not path.exists():
                 write_text(path, json.dumps(head) + "\n")
             before = _head(read_lines(path), path)  # before `Lines`, which would mend what is something else's
+            if _swept(read_lines(path), path).damaged:
+                raise AutopruneError("the sweep is damaged", where=str(path), remedy="give another --run")
             lines = Lines(path)
         if other := difference(_content(before), _content(head)):
             raise AutopruneError(
@@ -365,22 +379,37 @@ def _head(lines: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
 
 
 def _rows(lines: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [line[kind] for line in lines if kind in line]
+    return [line[kind] for line in lines if isinstance(line.get(kind), dict)]
 
 
 def _swept(lines: Sequence[dict[str, Any]], path: Path) -> Sweep:
     head = _head(lines, path)
-    try:
-        return Sweep(
-            model=head["model"],
-            settings=head["settings"],
-            dense=next((Evaluation(**{**row, "tasks": ()}) for row in _rows(lines, "dense")), None),
-            points=[Point(**row) for row in _rows(lines, "point")],
-        )
-    except (KeyError, TypeError):
-        raise AutopruneError(
-            "the sweep is damaged", where=str(path), remedy="give another --run, or restore the file"
-        ) from None
+    if not isinstance(head.get("model"), str) or not isinstance(head.get("settings"), dict):
+        raise AutopruneError("the sweep is damaged", where=str(path), remedy="give another --run, or restore the file")
+    points, asked = (_points(lines, kind) for kind in ("point", "asked"))
+    damaged = sum("point" in line for line in lines) - len(points)
+    dense = next((row for row in _rows(lines, "dense") if isinstance(row.get("perplexity"), float)), None)
+    return Sweep(
+        model=head["model"],
+        settings=head["settings"],
+        dense=Evaluation(**{**dense, "tasks": ()}) if dense else None,
+        points=points,
+        asked=asked,
+        damaged=damaged,
+    )
+
+
+def _points(lines: Sequence[dict[str, Any]], kind: str) -> list[Point]:
+    """Those that are as they were written."""
+    found = []
+    for row in _rows(lines, kind):
+        try:
+            point = Point(**row)
+            targets([point.target])
+        except (TypeError, AttributeError, AutopruneError):
+            continue
+        found.append(point)
+    return found
 
 
 __all__ = ["Point", "Sweep", "read_sweep", "sweep", "targets"]

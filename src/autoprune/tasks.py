@@ -69,12 +69,13 @@ class LocalTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskComparison:
-    """A model's accuracy minus a reference's on the same questions; a paired bootstrap over questions (95 %)."""
+    """A model's accuracy minus a reference's on the same questions; a paired bootstrap over questions (95 %),
+    None for a single one."""
 
     reference: float
     difference: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class TaskResult:
     def compared_with(self, reference: TaskResult) -> TaskResult:
         """The same result, with its difference to another model's."""
         difference_N = np.subtract(self.correct, reference.correct)
-        low, high = bootstrap_interval(difference_N)
+        low, high = bootstrap_interval(difference_N) if len(difference_N) > 1 else (None, None)
         comparison = TaskComparison(
             reference=reference.acc,
             difference=float(difference_N.mean()),

@@ -72,17 +72,16 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         print(f"reference        perplexity {other.reference_perplexity:.4f}")
         print(f"KL(ref || model) {other.kl_nats_per_token:.5f} nats/token")
         print(f"top-1 agreement  {other.top1_agreement:.2%}")
-        print(
-            f"difference       {other.difference_nats_per_token:+.5f} nats/token, "
-            f"95 % interval {other.difference_low:+.5f} to {other.difference_high:+.5f} (paired bootstrap)"
-        )
+        low, high = other.difference_low, other.difference_high
+        interval = f", 95 % interval {low:+.5f} to {high:+.5f} (paired bootstrap)" if low is not None else ""
+        print(f"difference       {other.difference_nats_per_token:+.5f} nats/token{interval}")
     for task in evaluation.tasks:
         normed = "" if task.acc_norm is None else f", acc_norm {_share(task.acc_norm, task.acc_norm_stderr)}"
         print(f"task             {task.task}: acc {_share(task.acc, task.acc_stderr)}{normed}")
         print(f"  asked          {task.questions:,} questions, {task.shots} shots, version {task.version}")
         if (compared := task.against) is not None:
             print(f"  reference      acc {compared.reference:.2%}")
-            print(f"  difference     {_difference(compared)} points, 95 % interval (paired bootstrap)")
+            print(f"  difference     {_difference(compared)} points (95 % interval by paired bootstrap)")
     if len(evaluation.tasks) > 1:
         print(f"mean accuracy    {_mean(evaluation)}")
 
@@ -92,7 +91,9 @@ def _print_table(measured: list[tuple[str, Evaluation]], reference: str) -> None
     from rich.table import Table
 
     first = measured[0][1]
-    caption = f"compared with {reference} on the same tokens and questions; 95 % intervals by paired bootstrap"
+    same = " and ".join(["tokens"] * bool(first.tokens) + ["questions"] * bool(first.tasks))
+    intervals = "; 95 % intervals by paired bootstrap" * bool(first.tasks)
+    caption = f"compared with {reference} on the same {same}{intervals}" if len(measured) > 1 else None
     table = Table(caption=caption, show_lines=bool(first.tasks))
     table.add_column("model", overflow="fold")
     if first.tokens:
@@ -124,8 +125,9 @@ def _share(value: float, stderr: float | None) -> str:
 
 def _difference(compared: TaskComparison) -> str:
     """In points of a hundred, with its interval."""
-    low, high = 100 * compared.difference_low, 100 * compared.difference_high
-    return f"{100 * compared.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+    low, high = compared.difference_low, compared.difference_high
+    interval = f" ({100 * low:+.2f} to {100 * high:+.2f})" if low is not None and high is not None else ""
+    return f"{100 * compared.difference:+.2f}{interval}"
 
 
 def _mean(evaluation: Evaluation) -> str:

@@ -31,7 +31,9 @@ def main() -> NoReturn:
     except AutopruneError as error:
         code = _fail(str(error), 2, error)
     except click.ClickException as error:
-        code = _fail(f"{' '.join(error.format_message().split())} See autoprune --help", 2)
+        context = getattr(error, "ctx", None)
+        command = f"autoprune {context.info_name}" if context and context.parent else "autoprune"
+        code = _fail(f"{' '.join(error.format_message().split())} See {command} --help", 2)
     except (KeyboardInterrupt, click.Abort) as error:
         interrupt = error.__cause__ or error  # click makes one of the other
         kept = getattr(interrupt, "__notes__", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,8 @@ def _print_prune(report: PruneReport) -> None:
         chosen = f" ({report.allocation['chosen']})" if "chosen" in report.allocation else ""
         print(f"allocation {report.allocation['name']}{chosen}: layers lose {min(shares):.1%} to {max(shares):.1%}")
     if report.skipped:
-        print(f"not pruned {len(report.skipped)} matrices that are not linear layers; see autoprune.json")
+        reasons = Counter(report.skipped.values())
+        print(f"not pruned {'; '.join(f'{count} of another kind ({reason})' for reason, count in reasons.items())}")
     print(f"time       {seconds}")
     print(f"a page     autoprune report {shlex.quote(str(report.out))}")
     print(f"load it    AutoModelForCausalLM.from_pretrained({report.out!r})")

@@ -95,7 +95,8 @@ def _print_measured(measured: Measured) -> None:
 
 def _print_pair(label: str, pair: Pair, unit: float) -> None:
     figures = f"{pair.dense / unit:>12,.1f}{pair.pruned / unit:>12,.1f}"
-    print(f"{label:<32}{figures}  {pair.ratio:.2f} ({pair.low:.2f} to {pair.high:.2f})")
+    interval = "" if pair.verdict == "unknown" else f" ({pair.low:.2f} to {pair.high:.2f})"
+    print(f"{label:<32}{figures}  {pair.ratio:.2f}{interval}")
 
 
 def _print_sizes(label: str, dense: int, pruned: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from autoprune.diagnosis import Diagnosis
-from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes, kind_of
+from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, kind_of, mark, named
 
+_MOST_NAMES = 15  # kinds of layer in a legend
 _NORMAL_SKEWNESS, _NORMAL_L_SKEWNESS = 0.9953, 0.1983
 
 
@@ -21,13 +22,13 @@ def _skewness(diagnosis: Diagnosis) -> Picture:
     with axes(counted=True) as axis:
         for number, kind in enumerate(dict.fromkeys(kinds)):
             chosen = np.array([own == kind for own in kinds])
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            axis.plot(block_of[chosen], values[chosen], marker, color=colour, markersize=4, label=kind)
+            colour, marker = mark(number)
+            axis.plot(block_of[chosen], values[chosen], marker, color=colour, markersize=4, label=named(kind))
         if np.nanmax(values) > 10 * np.nanmedian(values):
             axis.set_yscale("log")
         axis.axhline(_NORMAL_SKEWNESS, color=QUIET, linewidth=1, linestyle="--")
         axis.set(xlabel="block", ylabel="skewness of |w|")
-        if len(set(kinds)) <= len(COLOURS):
+        if len(set(kinds)) <= _MOST_NAMES:
             axis.figure.legend(loc="outside lower center", ncols=min(3, len(set(kinds))), handletextpad=0.2)
     says = "A mark for each linear layer; normal weights have 0.995 (dashed)."
     rows = [[name, f"{value:.3f}"] for name, value in zip(diagnosis.linears, values, strict=True)]
@@ -63,7 +64,7 @@ def _sensitivity(diagnosis: Diagnosis) -> Picture:
     damage = np.maximum(np.array(diagnosis.damage), 1e-6)
     with axes(counted=True) as axis:
         for index, level in enumerate(diagnosis.levels):
-            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            colour, marker = mark(index)
             axis.plot(damage[:, index], f"-{marker}", markersize=3, linewidth=1, color=colour, label=f"to {level:.0%}")
         axis.set_yscale("log")
         axis.set(xlabel="block", ylabel="KL divergence, nats a token")

@@ -26,6 +26,7 @@ _WIDTH = 4.6
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: small, searchable, read aloud
     "svg.hashsalt": "autoprune",
+    "text.parse_math": False,  # a name may hold any character
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.titlesize": 10,
@@ -83,7 +84,23 @@ class Picture:
         buffer = io.StringIO()
         with _styled():
             self.figure.savefig(buffer, format="svg", facecolor=background, metadata={"Date": None})
-        return buffer.getvalue()
+        return encodable(buffer.getvalue())
+
+
+def encodable(text: str) -> str:
+    """Without what no file can hold: halves of characters, as from names that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def named(label: str) -> str:
+    """A label that matplotlib shows, whatever is in it; it hides those that begin with "_"."""
+    return encodable(f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label)
+
+
+def mark(number: int) -> tuple[str, str]:
+    """Colour and marker of a series; no two of the first 64 are the same."""
+    count = len(COLOURS)
+    return COLOURS[number % count], MARKERS[(number + number // count) % len(MARKERS)]
 
 
 @contextmanager
@@ -100,7 +117,7 @@ def axes(columns: int = 1, height: float = 3.0, *, counted: bool = False) -> Ite
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", color=GRID, linewidth=0.8)
             axis.set_axisbelow(True)
-            axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=counted))
+            axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=counted, min_n_ticks=1))
         yield found[0] if columns == 1 else found
 
 

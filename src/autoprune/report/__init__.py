@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoprune.data import check_source
 from autoprune.errors import AutopruneError
+from autoprune.figures.picture import encodable
 from autoprune.files import SIDECAR, check_output, check_space, finished_folder, write_text, writing_to
 from autoprune.progress import Progress, Silent
 from autoprune.report.page import GENERATOR, check_libraries, page
@@ -53,35 +55,42 @@ def report(
     check_libraries()
     figures = file.with_name(f"{file.stem}-figures")
     _check_page(file, force)
-    check_output(figures, force=True)
+    _check_figures(figures)
     check_space(file, 0)
-    sections, problems = [], []
+    if data is not None:
+        check_source(data)
+    sections, problems, without_text = [], [], []
     for path in map(Path, dict.fromkeys(map(str, paths))):
         progress.stage(f"reading {path}", 1)
         try:
             section = read(path)
         except AutopruneError as error:
+            if len(paths) == 1:
+                raise
             problems.append(str(error))
-            progress.note(str(error))
             continue
         if section.kind == "prune" and count and not section.missing:
             wanted = Wanted(data=data, count=count, length=SAMPLE_TOKENS, against=against, device=device)
             try:
                 found = samples(path, wanted, progress)
-                section = replace(section, samples=found.texts, samples_say=found.says)
+                says = f"{section.says} {found.loss}"
+                section = replace(section, says=says, samples=found.texts, samples_say=found.says)
             except AutopruneError as error:
                 section = replace(section, missing=[f"No text is shown: {error}."])
-                progress.note(f"no text is shown: {error}")
+                without_text.append(f"texts of {path}: {error}")
         sections.append(section)
     if not sections:
-        raise AutopruneError("; ".join(problems) or "no path was given", remedy=WANTED)
+        raise AutopruneError("nothing can be shown", where="; ".join(problems) or "no path was given", remedy=WANTED)
     progress.stage(f"writing {file}", 1)
     text = page(title or _title(sections), sections, problems)
     with writing_to(file):
-        write_text(file, text)
+        write_text(file, encodable(text))
     _write_figures(figures, file, sections)
     return Report(
-        page=str(file), figures=str(figures), sections=[section.title for section in sections], problems=problems
+        page=str(file),
+        figures=str(figures),
+        sections=[section.title for section in sections],
+        problems=[*problems, *without_text],
     )
 
 
@@ -99,6 +108,20 @@ def _check_page(file: Path, force: bool) -> None:
                 raise AutopruneError(
                     "the file is not such a page", where=str(file), remedy="choose another --out, or add --force"
                 )
+
+
+def _check_figures(folder: Path) -> None:
+    """Refuse to replace a folder that is not one of figures: it may hold a model."""
+    check_output(folder, force=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            own = "figures_of" in json.loads((folder / SIDECAR).read_text("utf-8"))
+        except (OSError, ValueError):
+            own = False
+        if not own:
+            raise AutopruneError(
+                "the folder for the figures holds something else", where=str(folder), remedy="choose another --out"
+            )
 
 
 def _write_figures(folder: Path, file: Path, sections: Sequence[Section]) -> None:

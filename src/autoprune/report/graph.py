@@ -38,7 +38,8 @@ class Layout:
         self.scale = max(known[len(known) // 4] - self.low, (self.high - self.low) / 1000)
 
     def _damage(self, digest: str) -> float | None:
-        return self.graph.estimate(self.graph.nodes[digest].same_as or digest) if self.graph.rung(digest) else None
+        known = self.graph.estimate(self.graph.nodes[digest].same_as or digest) if self.graph.rung(digest) else math.nan
+        return known if math.isfinite(known) else None
 
     @property
     def is_empty(self) -> bool:

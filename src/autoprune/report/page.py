@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -56,7 +57,16 @@ def _trusted(text: str) -> Any:
 
 def _json(value: Mapping[str, Any]) -> Any:
     """JSON that cannot end the element it is in."""
-    return _trusted(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
+    return _trusted(json.dumps(_finite(value), allow_nan=False).replace("<", "\\u003c"))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null instead."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shade(token: Token) -> str:

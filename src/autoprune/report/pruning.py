@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from autoprune.card import command
-from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes, kind_of, log_axis
-from autoprune.report.section import Section
+from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, kind_of, log_axis, mark, named
+from autoprune.report.section import Parts, Section
 
 _NORMAL_SKEWNESS = 0.9953
 _WORST = 10
+_MOST_NAMES = 15  # kinds of layer in a legend
 
 _ERROR_BY = {
     "gram": "the Gram matrix of the inputs",
@@ -24,37 +26,57 @@ _ERROR_BY = {
 
 def pruning(record: Mapping[str, Any], *, missing: Sequence[str] = ()) -> Section:
     """The section of a prune, from its autoprune.json, or from as much of it as there is of an unfinished one."""
-    layers, costs = record["layers"], record.get("blocks", [])
-    name = str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
-    done = [layer["sparsity"]["achieved"] for layer in layers]
+    parts = Parts(missing)
+    layers = [layer for layer in record["layers"] if _is_layer(layer)]
+    if left := len(record["layers"]) - len(layers):
+        parts.missing.append(f"{left} layers cannot be shown: the record is damaged.")
+    record = {**record, "layers": layers}
+    costs, name = record.get("blocks", []), str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
+    drawn = [make for make, value in _PICTURES if layers and _known(layers, costs, value)]
+    pictures = [parts.attempt("A figure", partial(make, record), None) for make in drawn]
+    algorithm = record.get("algorithm", {})
+    made = (
+        {"To make it again": parts.attempt("The command", lambda: command(record), "")} if "sparsity" in record else {}
+    )
+    return Section(
+        kind="prune",
+        title=f"{name} pruned to {record.get('target', '?')} by {algorithm.get('name', '?')}",
+        says=parts.attempt("The error of the layers", lambda: _says(record), ""),
+        facts=parts.attempt("What was done", lambda: _facts(record), {}),
+        commands={what: line for what, line in made.items() if line},
+        programs={algorithm["name"]: algorithm["text"]} if algorithm.get("text") else {},
+        pictures=[picture for picture in pictures if picture],
+        notes=[*record.get("notes", ()), *_skipped(record.get("skipped", {}))],
+        tables=[_worst(layers)] if _known(layers, costs, "error") else [],
+        missing=parts.missing,
+    )
+
+
+def _is_layer(layer: Any) -> bool:
+    """Whether it has what every figure of a layer needs."""
+    numbers = {"skewness", "error"}
+    return (
+        isinstance(layer, dict)
+        and isinstance(layer.get("name"), str)
+        and isinstance(layer.get("sparsity"), dict)
+        and isinstance(layer["sparsity"].get("achieved"), int | float)
+        and isinstance(layer.get("shape"), list | tuple)
+        and all(layer.get(name) is None or isinstance(layer[name], int | float) for name in numbers)
+    )
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+    done = [layer["sparsity"]["achieved"] for layer in record["layers"]]
     facts = {"Model": str(record["model"]), "Algorithm": _algorithm(record), "Target": str(record["target"])}
-    if layers and "sparsity" in record:
-        facts["Zeros"] = (
-            f"{record['zeros']:,} of {record['weights']:,} prunable weights ({record['sparsity']['achieved']:.4%})"
-        )
-        facts["Layers"] = f"{len(layers)}, which lost {min(done):.2%} to {max(done):.2%}"
+    if done and "sparsity" in record:
+        share = f"({record['sparsity']['achieved']:.4%})"
+        facts["Zeros"] = f"{record['zeros']:,} of {record['weights']:,} prunable weights {share}"
+        facts["Layers"] = f"{len(done)}, with {min(done):.2%} to {max(done):.2%} zeros"
     if text := record.get("settings", {}).get("calibration"):
         facts["Calibration"] = f"{text['sequences']} × {text['length']} tokens of {text['source']}"
     if laps := record.get("durations_s"):
         facts["Time"] = ", ".join(f"{what} {_seconds(value)}" for what, value in laps.items())
-    pictures = [
-        make(record) for make, names in _PICTURES if layers and any(_known(layers, costs, name) for name in names)
-    ]
-    notes = [*record.get("notes", ()), *_skipped(record.get("skipped", {}))]
-    tables = [_worst(layers)] if _known(layers, costs, "error") else []
-    if notes:
-        tables.append(Table(["Note"], [[note] for note in notes], title="Notes"))
-    return Section(
-        kind="prune",
-        title=f"{name} pruned to {record['target']}",
-        says=_says(record),
-        facts=facts,
-        missing=missing,
-        commands={"To make it again": command(record)} if "sparsity" in record else {},
-        programs={record["algorithm"]["name"]: record["algorithm"]["text"]} if record["algorithm"].get("text") else {},
-        pictures=pictures,
-        tables=tables,
-    )
+    return facts
 
 
 def block_of(name: str) -> int:
@@ -96,16 +118,16 @@ def _by_kind(
     with axes(counted=True) as axis:
         for number, kind in enumerate(kinds):
             own = [layer for layer in layers if kind_of(layer["name"]) == kind]
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            colour, marker = mark(number)
             blocks = [block_of(layer["name"]) for layer in own]
-            axis.plot(blocks, [layer[value] for layer in own], marker, color=colour, markersize=4, label=kind)
+            axis.plot(blocks, [layer[value] for layer in own], marker, color=colour, markersize=4, label=named(kind))
         if line is not None:
             axis.axhline(line, color=QUIET, linewidth=1, linestyle="--")
         values = [layer[value] for layer in layers]
         if log:
             log_axis(axis, "y", values)
         axis.set(xlabel="block", ylabel=label)
-        if len(kinds) <= len(COLOURS):
+        if len(kinds) <= _MOST_NAMES:
             axis.figure.legend(loc="outside lower center", ncols=min(3, len(kinds)), handletextpad=0.2)
         figure = axis.figure
     rows = [[layer["name"], f"{layer[value]:.4g}"] for layer in layers]
@@ -115,7 +137,7 @@ def _by_kind(
 def _sparsity(record: Mapping[str, Any]) -> Picture:
     layers = [{**layer, "sparsity": layer["sparsity"]["achieved"]} for layer in record["layers"]]
     low, high = (edge([layer["sparsity"] for layer in layers]) for edge in (min, max))
-    same = "every layer lost the same share" if high - low < 1e-3 else f"layers lost {low:.1%} to {high:.1%}"
+    same = "the same in every layer" if high - low < 1e-3 else f"{low:.1%} to {high:.1%} by layer"
     whole = record.get("sparsity", {}).get("achieved")
     picture = _by_kind(
         {"layers": layers},
@@ -181,7 +203,7 @@ def _worst(layers: Sequence[Mapping[str, Any]]) -> Table:
             f"{layer['sparsity']['achieved']:.1%}",
             f"{layer['skewness']:.2f}" if layer.get("skewness") is not None else "–",
             f"{layer['error']:.2%}",
-            f"{layer['calibration_tokens']:,}",
+            f"{layer.get('calibration_tokens', 0):,}",
         ]
         for layer in known[:_WORST]
     ]
@@ -202,9 +224,5 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
-_PICTURES = (
-    (_sparsity, ("sparsity",)),
-    (_error, ("error",)),
-    (_skewness, ("skewness",)),
-    (_cost, ("cost",)),
-)
+_PICTURES = ((_sparsity, "sparsity"), (_error, "error"), (_skewness, "skewness"), (_cost, "cost"))
+"""Figures, and what has to be known for each."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoprune import algorithms
+from autoprune.card import command
 from autoprune.diagnosis import Diagnosis
 from autoprune.discover import ARCHIVE
 from autoprune.errors import AutopruneError
@@ -16,7 +17,7 @@ from autoprune.journal import folder_of, steps_of
 from autoprune.report.diagnosing import diagnosing
 from autoprune.report.pruning import pruning
 from autoprune.report.searching import searching
-from autoprune.report.section import Section
+from autoprune.report.section import DAMAGED, Section
 from autoprune.report.sweeping import sweeping
 from autoprune.scoring.scorer import FRESH, RUNGS
 from autoprune.sweep import LINES, read_sweep
@@ -36,6 +37,8 @@ def record_of(path: Path) -> dict[str, Any] | None:
         raise AutopruneError(
             f"cannot be read ({error})", where=str(file), remedy="prune again, or restore it"
         ) from None
+    if isinstance(record, dict) and "figures_of" in record:
+        raise AutopruneError("are the figures of a page", where=str(path), remedy=WANTED)
     if not isinstance(record, dict) or not ({"layers", "diagnosis"} & set(record)):
         raise AutopruneError("is not a record of autoprune", where=str(file), remedy=WANTED)
     return record
@@ -48,17 +51,21 @@ def read(path: Path) -> Section:
             return diagnosing(_diagnosis(record)) if "diagnosis" in record else pruning(record)
         if (archive := path if path.name == ARCHIVE else path / ARCHIVE).is_file():
             return searching(archive, RUNGS, FRESH)
-        if (path / LINES).is_file():
-            return sweeping(read_sweep(path))
+        folder = path.parent if path.name == LINES else path
+        if (folder / LINES).is_file():
+            return sweeping(read_sweep(folder))
         if folder_of(path).is_dir():
             return _unfinished(path)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:  # fields that are missing or of another type
+    except AutopruneError:
+        raise
+    except DAMAGED as error:
         reason = f"its record is not as autoprune writes it ({type(error).__name__}: {error})"
         raise AutopruneError(reason, where=str(path), remedy="make it again with this version") from None
     if not path.exists():
         raise AutopruneError("there is nothing at this path", where=str(path), remedy=WANTED)
-    what = "an empty folder" if path.is_dir() and not any(path.iterdir()) else "nothing that autoprune has written"
-    raise AutopruneError(f"holds {what}", where=str(path), remedy=WANTED)
+    empty = path.is_dir() and not any(path.iterdir())
+    what = "the folder is empty" if empty else "no prune, diagnosis, sweep or search"
+    raise AutopruneError(f"{what}", where=str(path), remedy=WANTED)
 
 
 def _diagnosis(record: Mapping[str, Any]) -> Diagnosis:
@@ -72,6 +79,9 @@ def _unfinished(path: Path) -> Section:
     head, *steps = steps_of(path) or [{}]
     if "fingerprint" not in head:
         raise AutopruneError("an unfinished prune without a journal", where=str(folder_of(path)), remedy="prune again")
+    plan = next((step for step in steps if step.get("step") == "plan"), None)
+    if plan is None:
+        raise AutopruneError("a prune that was ended before its first block", where=str(path), remedy="prune again")
     blocks = [step for step in steps if step.get("step") == "block"]
     layers = [
         {**layer, "sparsity": {"achieved": layer["zeros"] / (layer["shape"][0] * layer["shape"][1])}}
@@ -80,18 +90,14 @@ def _unfinished(path: Path) -> Section:
     ]
     asked = head["fingerprint"]
     record = {
-        "model": str(path),
-        "algorithm": {"name": _known_as(asked["algorithm"]), "text": ""},
+        "model": plan["model"],
+        "algorithm": plan["algorithm"],
+        "allocation": plan["shared"],
         "method": asked["method"],
         "target": asked["target"],
         "settings": asked["settings"],
         "layers": layers,
         "blocks": [step["cost"] for step in blocks],
     }
-    said = f"Unfinished: {len(blocks)} blocks are pruned. The command that began it, given again, continues it."
-    return pruning(record, missing=[said])
-
-
-def _known_as(digest: str) -> str:
-    """The name of a program of the library, or the digest."""
-    return next((name for name in algorithms.names() if algorithms.load(name).digest == digest), digest)
+    said = f"Unfinished: {len(blocks)} blocks are pruned. The command below continues it."
+    return replace(pruning(record, missing=[said]), commands={"To continue": command(record, str(path))})

@@ -17,8 +17,9 @@ from torch import Tensor
 from autoprune.budget import available
 from autoprune.data import bos_rule, token_sequences
 from autoprune.errors import AutopruneError
+from autoprune.files import SIDECAR
 from autoprune.generate import Sampling, self_calibration
-from autoprune.inputs import check_vocabulary, evaluation_mode, opened_model
+from autoprune.inputs import check_vocabulary, evaluation_mode, opened_model, require_same_vocabulary
 from autoprune.models import context_length, input_device
 from autoprune.progress import Progress
 from autoprune.report.reading import record_of
@@ -75,6 +76,12 @@ class Samples:
     texts: Sequence[Sample]
     says: str
 
+    @property
+    def loss(self) -> str:
+        """The mean losses over all of them, in a sentence."""
+        dense, pruned = (_mean([getattr(text, name) for text in self.texts]) for name in ("dense", "pruned"))
+        return f"On the texts below the mean loss went from {dense:.3f} to {pruned:.3f} nats a token."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -90,6 +97,7 @@ class Wanted:
 
 def samples(pruned: Path, wanted: Wanted, progress: Progress) -> Samples:
     """Some texts through the model of a folder and the unpruned one."""
+    pruned = pruned.parent if pruned.name == SIDECAR else pruned
     record = record_of(pruned)
     assert record
     name = wanted.against or record["model"]
@@ -98,8 +106,13 @@ def samples(pruned: Path, wanted: Wanted, progress: Progress) -> Samples:
     if left is not None and 2 * size > left:
         what = f"both models in memory take {2 * size / 1e9:.1f} GB, and there are {left / 1e9:.1f} GB"
         raise AutopruneError(what, remedy="use --samples 0")
-    dense = opened_model(name, None, "auto", wanted.device, progress)
+    try:
+        dense = opened_model(name, None, "auto", wanted.device, progress)
+    except AutopruneError as error:
+        remedy = "name it with --against, or use --samples 0"
+        raise AutopruneError(f"the unpruned model cannot be opened ({error.what})", where=name, remedy=remedy) from None
     own = opened_model(pruned, None, "auto", wanted.device, progress)
+    require_same_vocabulary(dense, own)
     tokenizer = dense.tokenizer
     if tokenizer is None:
         raise AutopruneError("the model has no tokenizer", where=name, remedy="use --samples 0")
@@ -115,6 +128,8 @@ def samples(pruned: Path, wanted: Wanted, progress: Progress) -> Samples:
             rule = bos_rule("auto", tokenizer, dense.model.config.model_type)
             tokens_BL = token_sequences(data, tokenizer, sequences=count, length=length, bos=rule)
             says = f"The first {count} × {length} tokens of {data}."
+            if (record["settings"]["calibration"] or {}).get("source") == data:
+                says += " The pruning was calibrated on that text, so on others more may be lost."
         for opened in (dense, own):
             check_vocabulary(opened.model, tokens_BL, opened.name)
         progress.stage("reading the texts with both models", count)

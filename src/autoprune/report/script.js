@@ -51,7 +51,7 @@ for (const graph of document.querySelectorAll(".graph")) {
     if (node.observed !== undefined && node.observed !== null) row(list, "Observed", `${signed(node.observed)} ± ${(node.noise || 0).toFixed(4)} nats a token`);
     row(list, "Verdict", node.verdict);
     for (const [rung, found] of Object.entries(node.figures))
-      row(list, rung, found.error || `${found.damage.toFixed(4)} in ${found.seconds.toFixed(2)} s`);
+      row(list, rung, found.error || (found.damage === null ? "not measured" : `${found.damage.toFixed(4)} in ${(found.seconds || 0).toFixed(2)} s`));
     row(list, "Made of", node.traits.join(", "));
     panel.replaceChildren(made("h4", `${node.name} · ${node.id}`), made("pre", node.program, "wrap"), list);
     panel.scrollTop = 0;
@@ -98,4 +98,12 @@ for (const graph of document.querySelectorAll(".graph")) {
   for (const button of graph.parentElement.querySelectorAll("[data-choose]"))
     button.addEventListener("click", () => choose(button.dataset.choose, true));
   choose(data.best || data.nodes[0].id, false);
+}
+
+// Texts: a touched token tells its figures below the text.
+for (const text of document.querySelectorAll(".text")) {
+  text.addEventListener("click", (event) => {
+    const token = event.target.closest("span[title]");
+    if (token) text.nextElementSibling.textContent = `\u201c${token.textContent}\u201d: ${token.title}`;
+  });
 }

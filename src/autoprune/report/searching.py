@@ -6,18 +6,23 @@ import itertools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, log_axis
+from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, log_axis, named
 from autoprune.report.graph import Layout
-from autoprune.report.section import Section
+from autoprune.report.section import Parts, Section
 from autoprune.search.account import Account, Row, account, best
 from autoprune.search.archive import Archive
 from autoprune.search.graph import Graph
 
+_RUNGS = (
+    "probe: error on parts of layers; quick: divergence with one-shot masks; full: divergence after a real prune; "
+    "fresh: the same on tokens that the search never saw"
+)
 _TRAITS = 8  # of the most helpful, and of the most harmful
 
 
@@ -28,32 +33,36 @@ def searching(path: Path, rungs: Sequence[str], fresh: str) -> Section:
 
 
 def _section(archive: Archive, path: Path, rungs: Sequence[str], fresh: str) -> Section:
-    graph, told, winner = Graph(archive, rungs), account(archive, rungs, fresh), best(archive, rungs, fresh)
-    settings, layout = archive.get("settings", {}), Layout(archive, graph, fresh, winner)
-    missing = [] if archive.is_sound() else ["The archive is damaged: what is shown may be incomplete."]
-    if layout.is_empty:
-        missing.append("The archive holds no program: the search has hardly begun.")
+    parts = Parts([] if archive.is_sound() else ["The archive is damaged: what is shown may be incomplete."])
+    graph, settings = Graph(archive, rungs), archive.get("settings", {})
+    told = parts.attempt("The account", lambda: account(archive, rungs, fresh), None)
+    winner = parts.attempt("The winner", lambda: best(archive, rungs, fresh), None)
+    layout = parts.attempt("The graph", lambda: Layout(archive, graph, fresh, winner), None)
+    if not graph.nodes:
+        parts.missing.append("The archive holds no program: the search has hardly begun.")
     elif winner is None:
-        missing.append("The search was not finished: nothing was measured on fresh tokens, so there is no winner yet.")
-    made = [
-        _progress(archive, graph),
-        *_correlations(graph),
-        _effects(graph),
-        _predictions(graph),
-        _seconds(archive, graph),
-    ]
+        parts.missing.append("Unfinished: nothing was measured on fresh tokens, so there is no winner yet.")
+    drawn = [partial(make, archive, graph) for make in (_progress, _correlations, _effects, _predictions, _seconds)]
+    pictures = [parts.attempt("A figure", make, []) for make in drawn]
+    if layout and layout.damage:
+        pictures.insert(0, parts.attempt("A figure", lambda: [layout.picture()], []))
+    tables = [_leaderboard(told)] if told and told.rows else []
     name = str(settings.get("model", "an unknown model")).rstrip("/").rsplit("/", 1)[-1]
+    program = graph.nodes.get(winner or "")
     return Section(
         kind="search",
         title=f"Search for {name} at {settings.get('target', '?')}",
-        says=_says(told, winner),
-        facts=_facts(settings, told),
-        missing=missing,
-        commands={"To use the winner": _use(settings, path.parent / "winner.prune")} if winner else {},
-        programs={f"winner {winner}": graph.nodes[winner].canonical} if winner else {},
-        graph=None if layout.is_empty else layout.data(),
-        pictures=[layout.picture()] * bool(layout.damage) + [picture for picture in made if picture],
-        tables=[_leaderboard(told)] * bool(told.rows) + [_cost(archive, graph, told)],
+        says=_says(told, winner) if told else "",
+        facts=_facts(settings, told) if told else {},
+        commands={"To use the winner": _use(settings, path.parent / "winner.prune")} if program else {},
+        programs={f"winner {winner}": program.canonical} if program else {},
+        graph=parts.attempt("The graph", layout.data, None) if layout and graph.nodes else None,
+        pictures=[picture for found in pictures for picture in found],
+        tables=[
+            *tables,
+            *([parts.attempt("The cost", lambda: _cost(archive, graph, told), Table([], []))] if told else []),
+        ],
+        missing=parts.missing,
     )
 
 
@@ -61,6 +70,7 @@ def _facts(settings: Mapping[str, Any], told: Account) -> dict[str, str]:
     known = {"Model": "model", "Target": "target", "Proposer": "proposer", "Prompt": "prompt", "Seed": "seed"}
     facts = {label: str(settings[name]) for label, name in known.items() if name in settings}
     facts["Frozen"] = str(settings.get("freeze") or "nothing")
+    facts["Rungs"] = _RUNGS
     facts["Proposals"] = ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items()) or "none"
     cost = f", {told.tokens:,} tokens" * bool(told.tokens) + f", {told.usd:.4f} US dollars" * bool(told.usd)
     return facts | {"Time": f"{told.seconds / 60:.1f} min{cost}"}
@@ -77,8 +87,10 @@ def _says(told: Account, winner: str | None) -> str:
     if row is None or not row.differences:
         return ""
     parts = [f"{d.mean:+.3f} nats a token against {d.against} ({d.low:+.3f} to {d.high:+.3f})" for d in row.differences]
-    compared = f"On tokens that nothing was chosen on, the winner's damage is {'; '.join(parts)}."
-    return f"{compared} Negative is better; 95 % intervals of a paired bootstrap."
+    compared = f"On tokens that the search never saw, the winner's damage is {'; '.join(parts)}."
+    finalists = sum("fresh" in row.damage for row in told.rows)
+    chosen = f" It is the best of {finalists} there." if finalists > 1 else ""
+    return f"{compared}{chosen} Negative is better; 95 % intervals of a paired bootstrap."
 
 
 def _leaderboard(told: Account) -> Table:
@@ -112,51 +124,49 @@ def _cost(archive: Archive, graph: Graph, told: Account) -> Table:
     return Table(headings, rows, title="Cost")
 
 
-def _progress(archive: Archive, graph: Graph) -> Picture | None:
+def _progress(archive: Archive, graph: Graph) -> list[Picture]:
     """The best damage at the last rung, over proposals."""
     last = graph.rungs[-1]
     measured = [(graph.nodes[digest].step, graph.outcome(digest, last)) for digest in graph.distinct]
     found = [(step, outcome.damage) for step, outcome in measured if outcome and outcome.damage is not None]
     if not found:
-        return None
-    steps = np.array([max(step, 0) for step, _ in found])
+        return []
+    steps = np.array([max(step + 1, 0) for step, _ in found])
     damage = np.array([value for _, value in found])
     so_far = np.minimum.accumulate(damage)
     names = {digest: name for name, digest in archive.get("baselines", {}).items()}
-    lines = [
-        (name, outcome.damage)
-        for digest, name in names.items()
-        if (outcome := graph.outcome(digest, last)) and outcome.damage
-    ]
+    outcomes = [(name, graph.outcome(digest, last)) for digest, name in names.items()]
+    lines = [(name, outcome.damage) for name, outcome in outcomes if outcome and outcome.damage]
+    last_step = max((proposal.step for proposal in archive.proposals()), default=0) + 1
     with axes(counted=True) as axis:
         axis.plot(steps, damage, "o", color=QUIET, markersize=3, label="a program")
-        axis.step(
-            [*steps, max(proposal.step for proposal in archive.proposals())],
-            [*so_far, so_far[-1]],
-            where="post",
-            color=COLOURS[0],
-            linewidth=2,
-            label="best so far",
-        )
+        x, y = [*steps, max(last_step, steps[-1])], [*so_far, so_far[-1]]
+        axis.step(x, y, where="post", color=COLOURS[0], linewidth=2, label="best so far")
         for number, (name, value) in enumerate(lines):
+            line = ("--", ":", "-.")[number % 3]
             axis.axhline(
-                value, color=COLOURS[1 + number], linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name
+                value, color=COLOURS[(1 + number) % len(COLOURS)], linestyle=line, linewidth=1.2, label=named(name)
             )
         axis.set(xlabel="proposals", ylabel=f"damage at {last}, nats a token")
         log_axis(axis, "y", damage.tolist())
-        axis.figure.legend(loc="outside lower center", ncols=min(5, 2 + len(lines)), handletextpad=0.4)
-    says = f"From {so_far[0]:.3f} to {so_far[-1]:.3f} nats a token, with {len(found)} programs measured at {last}."
+        axis.figure.legend(loc="outside lower center", ncols=min(3, 2 + len(lines)), handletextpad=0.4)
+    known, proposed = damage[steps == 0], damage[steps > 0]
+    library = f"the best of the library {known.min():.3f}" if len(known) else "none of the library was measured there"
+    own = f"the best proposal {proposed.min():.3f}" if len(proposed) else "no proposal came so far"
+    says = f"Nats a token at {last}: {library}, {own} ({len(proposed)} proposals measured there). At 0: the library."
     rows = [[str(step), f"{value:.4f}", f"{least:.4f}"] for (step, value), least in zip(found, so_far, strict=True)]
-    return Picture(
-        "progress",
-        "Progress against the baselines",
-        says,
-        axis.figure,
-        Table(["proposal", "damage", "best so far"], rows),
-    )
+    return [
+        Picture(
+            "progress",
+            "Progress against the baselines",
+            says,
+            axis.figure,
+            Table(["proposal", "damage", "best so far"], rows),
+        )
+    ]
 
 
-def _correlations(graph: Graph) -> list[Picture]:
+def _correlations(archive: Archive, graph: Graph) -> list[Picture]:
     pictures = []
     for low, high in itertools.combinations(graph.rungs, 2):
         first, second = graph.both(low, high)
@@ -178,10 +188,10 @@ def _correlations(graph: Graph) -> list[Picture]:
     return pictures
 
 
-def _effects(graph: Graph) -> Picture | None:
+def _effects(archive: Archive, graph: Graph) -> list[Picture]:
     effects = [effect for effect in graph.effects() if math.isfinite(effect.mean)]
     if not effects:
-        return None
+        return []
     shown = effects if len(effects) <= 2 * _TRAITS else [*effects[:_TRAITS], *effects[-_TRAITS:]]
     shown = shown[::-1]
     with axes(height=0.9 + 0.26 * len(shown)) as axis:
@@ -195,30 +205,32 @@ def _effects(graph: Graph) -> Picture | None:
         )
         axis.set_yticks(range(len(shown)), [f"{effect.trait} ({effect.steps})" for effect in shown])
         axis.grid(axis="y", visible=False)
-        axis.set(xlabel="mean effect on damage, nats a token (steps)")
+        axis.set(xlabel="mean effect, nats a token (steps)")
     first = effects[0]
     says = (
         f"{len(effects)} traits, over the steps that added one (or removed it, with the sign turned). {first.trait} "
         f"helped most: {first.mean:+.3f} ± {first.error:.3f}."
     )
     rows = [[effect.trait, f"{effect.mean:+.4f}", f"{effect.error:.4f}", str(effect.steps)] for effect in effects]
-    return Picture(
-        "traits",
-        "What each trait did",
-        says,
-        axis.figure,
-        Table(["trait", "mean effect", "standard error", "steps"], rows),
-    )
+    return [
+        Picture(
+            "traits",
+            "What each trait did",
+            says,
+            axis.figure,
+            Table(["trait", "mean effect", "standard error", "steps"], rows),
+        )
+    ]
 
 
-def _predictions(graph: Graph) -> Picture | None:
+def _predictions(archive: Archive, graph: Graph) -> list[Picture]:
     known = [
         (edge.predicted, edge.observed)
         for edge in graph.edges
         if edge.predicted is not None and edge.observed is not None
     ]
     if len(known) < 3:
-        return None
+        return []
     predicted, observed = (np.array(values) for values in zip(*known, strict=True))
     with axes() as axis:
         axis.axhline(0, color=QUIET, linewidth=1)
@@ -229,20 +241,23 @@ def _predictions(graph: Graph) -> Picture | None:
     right = int((np.sign(predicted) == np.sign(observed)).sum())
     says = f"{right} of {len(known)} predictions had the right sign."
     rows = [[f"{a:+.4f}", f"{b:+.4f}"] for a, b in known]
-    return Picture(
-        "predictions", "Predicted and observed effects", says, axis.figure, Table(["predicted", "observed"], rows)
-    )
+    return [
+        Picture(
+            "predictions", "Predicted and observed effects", says, axis.figure, Table(["predicted", "observed"], rows)
+        )
+    ]
 
 
-def _seconds(archive: Archive, graph: Graph) -> Picture | None:
+def _seconds(archive: Archive, graph: Graph) -> list[Picture]:
     by_rung = {"proposals": sum(call.answer.seconds for call in archive.calls())}
     for (_, rung), outcome in graph.outcomes.items():
-        by_rung[rung] = by_rung.get(rung, 0.0) + outcome.seconds
+        if math.isfinite(outcome.seconds):
+            by_rung[rung] = by_rung.get(rung, 0.0) + outcome.seconds
     order = [name for name in ("proposals", *graph.rungs) if by_rung.get(name)] + [
         name for name in by_rung if name not in ("proposals", *graph.rungs)
     ]
     if not order or not sum(by_rung.values()):
-        return None
+        return []
     with axes(height=2.4) as axis:
         axis.barh(range(len(order)), [by_rung[name] for name in order], color=COLOURS[0])
         axis.set_yticks(range(len(order)), order)
@@ -252,4 +267,4 @@ def _seconds(archive: Archive, graph: Graph) -> Picture | None:
     most = max(order, key=lambda name: by_rung[name])
     says = f"{most} took most: {by_rung[most]:.0f} of {sum(by_rung.values()):.0f} seconds."
     rows = [[name, f"{by_rung[name]:.1f}"] for name in order]
-    return Picture("cost", "Where the time went", says, axis.figure, Table(["what", "seconds"], rows))
+    return [Picture("cost", "Where the time went", says, axis.figure, Table(["what", "seconds"], rows))]

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from autoprune.figures.picture import Picture, Table
+
+T = TypeVar("T")
+
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What reading a record raises that is not as it was written."""
+
+
+class Parts:
+    """Makes the parts of a section one by one: what cannot be made is told in `missing`, and the rest is shown."""
+
+    def __init__(self, missing: Sequence[str] = ()):
+        self.missing = list(missing)
+
+    def attempt(self, what: str, make: Callable[[], T], otherwise: T) -> T:
+        try:
+            return make()
+        except DAMAGED as error:
+            self.missing.append(f"{what} cannot be shown: the record is damaged ({type(error).__name__}: {error}).")
+            return otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,5 +43,6 @@ class Section:
     graph: Mapping[str, Any] | None = None
     samples: Sequence[Any] = ()
     samples_say: str = ""
+    notes: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()

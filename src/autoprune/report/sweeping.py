@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from autoprune.figures.picture import COLOURS, MARKERS, QUIET, Picture, Table, axes, log_axis
+from autoprune.figures.picture import QUIET, Picture, Table, axes, log_axis, mark, named
 from autoprune.report.section import Section
 from autoprune.sweep import Point, Sweep
 
@@ -19,6 +19,13 @@ def sweeping(sweep: Sweep) -> Section:
         missing.insert(0, "The sweep was ended before the unpruned model was measured.")
     elif not sweep.points:
         missing.insert(0, "The sweep was ended before the first point was measured.")
+    if sweep.damaged:
+        missing.insert(0, f"{sweep.damaged} points cannot be read: the file is damaged.")
+    if sweep.waiting:
+        names = ", ".join(f"{point.algorithm} at {point.target}" for point in sweep.waiting[:5])
+        more = " …" * (len(sweep.waiting) > 5)
+        to_come = f"Unfinished: {len(sweep.waiting)} points are to come ({names}{more})."
+        missing.insert(0, f"{to_come} The command that began it, given again, goes on.")
     settings = sweep.settings
     facts = {"Model": sweep.model}
     for label, key in (("Measured on", "data"), ("Calibration", "calibration")):
@@ -51,14 +58,13 @@ def pictures(sweep: Sweep) -> list[Picture]:
 def _curves(
     sweep: Sweep, name: str, title: str, label: str, value: Callable[[Point], float | None], dense: float | None
 ) -> Picture | None:
-    known = [
-        (point, figure) for point in sweep.points if (figure := value(point)) is not None and math.isfinite(figure)
-    ]
+    measured = [(point, figure) for point in sweep.points if (figure := value(point)) is not None]
+    known = [(point, figure) for point, figure in measured if math.isfinite(figure)]
     if not known:
         return None
     with axes(height=3.6) as axis:
         for number, (key, algorithm) in enumerate(sweep.names.items()):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            colour, marker = mark(number)
             own = [(point, figure) for point, figure in known if (point.algorithm, point.hash) == key]
             line = sorted((float(point.target), figure) for point, figure in own if ":" not in point.target)
             axis.plot(
@@ -68,7 +74,7 @@ def _curves(
                 color=colour,
                 markersize=4,
                 linewidth=1.5,
-                label=algorithm,
+                label=named(algorithm),
             )
             for point, figure in own:
                 if ":" in point.target:  # beside the curves: another kind of sparsity
@@ -86,12 +92,26 @@ def _curves(
         log_axis(axis, "y", [figure for _, figure in known])
         axis.set(xlabel="sparsity", ylabel=label)
         axis.figure.legend(loc="outside lower center", ncols=3)
-    best = min(known, key=lambda item: (-_share(item[0].target), item[1]))
-    says = f"Least at {best[0].target}: {best[0].algorithm}, {best[1]:.4g}."
+    says = _least(known)
+    if len(known) < len(measured):
+        says += f" {len(measured) - len(known)} points are infinite, and not drawn."
     if any(":" in point.target for point, _ in known):
         says += " Open marks are n:m patterns."
     rows = [[point.algorithm, point.target, f"{figure:.4f}"] for point, figure in known]
     return Picture(name, title, says, axis.figure, Table(["algorithm", "target", label], rows))
+
+
+def _least(known: Sequence[tuple[Point, float]]) -> str:
+    """The best at the highest target that at least two have reached."""
+    by_target: dict[str, list[tuple[Point, float]]] = {}
+    for point, figure in known:
+        by_target.setdefault(point.target, []).append((point, figure))
+    compared = [target for target, found in by_target.items() if len(found) > 1]
+    if not compared:
+        return "Lower is better."
+    target = max(compared, key=_share)
+    point, figure = min(by_target[target], key=lambda item: item[1])
+    return f"Lower is better; least at {target}: {point.algorithm}, {figure:.4g}."
 
 
 def _share(target: str) -> float:
@@ -103,7 +123,8 @@ def _share(target: str) -> float:
 
 
 def _tables(sweep: Sweep) -> Sequence[Table]:
-    targets = sorted({point.target for point in sweep.points}, key=lambda target: (_share(target), target))
+    found = {point.target for point in sweep.points}
+    targets = sorted(found, key=lambda target: (":" in target, _share(target), target))
     by_place = {(point.algorithm, point.hash, point.target): point for point in sweep.points}
     tables = []
     for title, value, digits in (

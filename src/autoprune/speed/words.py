@@ -107,7 +107,7 @@ def _verdict(pair: Pair) -> str:
         "less": f"slower ({interval})",
         "same": f"the same speed to within {SAME:.0%}",
         "noise": f"no difference beyond noise ({interval})",
-        "unknown": f"too few rounds to tell a difference from noise ({interval})",
+        "unknown": f"too few rounds to tell a difference from noise ({pair.ratio:.2f} times the dense speed)",
     }[pair.verdict]
 
 
