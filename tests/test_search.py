@@ -225,7 +225,8 @@ def test_killed_fifty_times_it_ends_with_the_same_archive(tmp_path: Path):
         folder = tmp_path / str(run)
         while killed_after(folder, rng.uniform(0.0, 0.15)):
             kills += 1
-            assert Archive.open(folder / "archive.sqlite").is_sound()
+            if folder.exists():  # a busy machine may have killed it before its first line
+                assert Archive.open(folder / "archive.sqlite").is_sound()
         assert contents(searched(folder)) == whole
         run += 1
 

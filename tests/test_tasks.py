@@ -457,7 +457,7 @@ def test_one_model_in_words(run: Run, folders: list[Path], arc: str, blanks: str
     assert ran.code == 0, ran.err
     assert f"{arc}: acc " in ran.out
     assert "3 questions, 0 shots, version " in ran.out
-    assert "95 % interval (paired bootstrap)" in ran.out
+    assert "95 % interval by paired bootstrap" in ran.out
     assert "mean accuracy" in ran.out
     assert "perplexity" not in ran.out
 
