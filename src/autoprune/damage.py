@@ -17,6 +17,10 @@ from autoprune.statistics import InputStatistics
 _ROWS = 256
 """Output rows that stand for all of a layer: the ratio of two sums over so many differs by a percent or two."""
 
+_WEIGHTS = 1 << 22
+"""Weights that tell the skewness of a layer: all of a small model's, a tenth of a large one's, where all would add a
+tenth to the time of a prune with few tokens."""
+
 
 @dataclass(frozen=True)
 class Unpruned:
@@ -40,8 +44,9 @@ class Unpruned:
 
 def skewness(weight_RC: Tensor) -> float | None:
     """Of |w|: third central moment over the cube of the standard deviation; None where all are equal, to about one in a
-    hundred. From raw moments: float32 sums of a few hundred thousand numbers at a time, then float64, good to four
-    digits."""
+    hundred. From raw moments, good to four digits; of a layer with more than four million weights from evenly spaced
+    rows with so many."""
+    weight_RC = weight_RC[:: -(-weight_RC.numel() // _WEIGHTS)]
     sums = torch.zeros(3, dtype=torch.float64)
     least, most = (float(value) for value in weight_RC.aminmax())
     scale = max(-least, most) or 1.0  # so that no cube overflows
