@@ -2,6 +2,7 @@
 
     python benchmarks/perplexity.py MODEL --text CALIBRATION.txt --test TEST.txt --out results.jsonl
     python benchmarks/perplexity.py --table results.jsonl
+    python benchmarks/perplexity.py --table results.jsonl --against wanda,ria
 
 One process, one model in memory, its weights restored before each prune. Every figure is a line in `--out`; a run that
 was stopped goes on where it was.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -19,21 +21,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import autoprune
+from autoprune.bootstrap import bootstrap_interval
+from autoprune.evaluate import evaluate_tokens
+from autoprune.inputs import evaluation_tokens
 from autoprune.models import InMemoryBlocks, all_linears, open_model
 
-KEY = ("algorithm", "allocation", "target", "seed")
+KEY = ("model", "algorithm", "allocation", "target", "seed", "test")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--text", help="calibration text")
-    parser.add_argument("--test", help="text the perplexity is of")
+    parser.add_argument("--test", help="texts the perplexity is of, with commas between")
     parser.add_argument("--out", type=Path, default=Path("perplexity.jsonl"))
     parser.add_argument("--table", type=Path, help="print the table of these results, and measure nothing")
+    parser.add_argument("--against", help="with --table: differences in nats a token from the better of these")
     parser.add_argument("--algorithms", default="wanda")
     parser.add_argument("--allocations", default="uniform", help="'own' is the algorithm's")
     parser.add_argument("--targets", default="0.5,0.6,0.7,0.8", help="sparsities and n:m patterns")
@@ -44,7 +51,11 @@ def main() -> None:
     parser.add_argument("--test-sequences", type=int, default=8)
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(arguments.table))
+        rows = [json.loads(line) for line in arguments.table.read_text("utf-8").splitlines()]
+        for model, test in dict.fromkeys((row["model"], row.get("test", "")) for row in rows):
+            of_it = [row for row in rows if (row["model"], row.get("test", "")) == (model, test)]
+            text = differences(of_it, arguments.against.split(",")) if arguments.against else table(of_it)
+            print(f"{Path(model).name} {test}\n\n{text}\n")
         return
     if not (arguments.model and arguments.text and arguments.test):
         parser.error("give MODEL, --text and --test")
@@ -57,30 +68,40 @@ def measure(arguments: argparse.Namespace) -> None:
     dense = [linear.weight_RC.clone() for linear in linears]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = arguments.out.read_text("utf-8").splitlines() if arguments.out.exists() else []
-    done = {tuple(row[name] for name in KEY) for row in map(json.loads, lines)}
+    done = {tuple(row.get(name, "") for name in KEY) for row in map(json.loads, lines)}
+    model = Path(arguments.model).name
+    tests = {
+        Path(test).name: evaluation_tokens(opened, f"file:{test}", arguments.test_sequences, 1024, "auto")[0]
+        for test in arguments.test.split(",")
+    }
 
-    def perplexity() -> float:
-        return autoprune.evaluate(
-            opened.model,
-            tokenizer=opened.tokenizer,
-            data=f"file:{arguments.test}",
-            length=1024,
-            sequences=arguments.test_sequences,
-        ).perplexity
+    def is_done(key: tuple[Any, ...]) -> bool:
+        return all((*key, test) in done for test in tests)
 
     def record(key: tuple[Any, ...], **row: object) -> None:
-        whole = {"model": arguments.model, "commit": commit, **dict(zip(KEY, key, strict=True)), **row}
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(whole) + "\n")
-        print(whole, file=sys.stderr)
+        """Measure the model as it is now on all texts."""
+        for test, tokens_BL in tests.items():
+            if (*key, test) in done:
+                continue
+            nats_B = [evaluate_tokens(opened.model, tokens_L[None]).nats_per_token for tokens_L in tokens_BL]
+            whole = {
+                "commit": commit,
+                **dict(zip(KEY, (*key, test), strict=True)),
+                "perplexity": math.exp(statistics.fmean(nats_B)),
+                "nats": [round(nats, 5) for nats in nats_B],
+                **row,
+            }
+            with arguments.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(whole) + "\n")
+            print(" ".join(f"{whole[name]}" for name in (*KEY, "perplexity")), file=sys.stderr)
 
-    if (key := ("dense", "", "0", 0)) not in done:
-        record(key, perplexity=perplexity())
+    if not is_done(key := (model, "dense", "", "0", 0)):
+        record(key)
     seeds, targets, algorithms, allocations = (
         getattr(arguments, name).split(",") for name in ("seeds", "targets", "algorithms", "allocations")
     )
     for seed, target, algorithm, allocation in product(seeds, targets, algorithms, allocations):
-        if (key := (algorithm, allocation, target, int(seed))) in done:
+        if is_done(key := (model, Path(algorithm).stem, allocation, target, int(seed))):
             continue
         is_pattern = ":" in target
         report = autoprune.prune(
@@ -98,7 +119,6 @@ def measure(arguments: argparse.Namespace) -> None:
         )
         record(
             key,
-            perplexity=perplexity(),
             achieved=report.sparsity,
             durations_s=report.durations_s,
             chosen=report.allocation.get("chosen", ""),
@@ -108,10 +128,10 @@ def measure(arguments: argparse.Namespace) -> None:
                 linear.weight_RC.copy_(weight_RC)
 
 
-def table(path: Path) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row per algorithm and allocation, a column per target; mean ± standard deviation over the seeds."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in map(json.loads, path.read_text("utf-8").splitlines()):
+    for row in rows:
         found[row["algorithm"], row["allocation"]][row["target"]].append(row["perplexity"])
     dense = found.pop(("dense", ""))["0"]
     targets = sorted({target for columns in found.values() for target in columns}, key=lambda text: (":" in text, text))
@@ -121,6 +141,38 @@ def table(path: Path) -> str:
     for (algorithm, allocation), columns in found.items():
         cells = " | ".join(cell(columns[target]) for target in targets)
         lines.append(f"| {algorithm} | {allocation} | {cells} |")
+    return "\n".join(lines)
+
+
+def differences(rows: list[dict[str, Any]], against: list[str]) -> str:
+    """Markdown: nats a token of each algorithm minus those of the better of `against` at that target, on the same
+    sequences and calibration seeds; mean over
+    seeds, 95 % interval of a paired bootstrap over sequences."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(dict)
+    for row in rows:
+        name = row["algorithm"] if row["allocation"] in ("", "uniform") else f"{row['algorithm']}, {row['allocation']}"
+        found[name, row["target"]][row["seed"]] = row["nats"]
+    targets = sorted({row["target"] for row in rows} - {"0"}, key=lambda text: (":" in text, text))
+    names = dict.fromkeys(name for name, target in found if target != "0" and name not in against)
+
+    def nats_SB(name: str, target: str, seeds: list[int]) -> np.ndarray:
+        return np.array([found[name, target][seed] for seed in seeds])
+
+    lines = ["| algorithm | " + " | ".join(map(shown, targets)) + " |", "|---" * (len(targets) + 1) + "|"]
+    for name in names:
+        cells = []
+        for target in targets:
+            known = [other for other in against if (other, target) in found]
+            seeds = sorted(set(found[name, target]).intersection(*(found[other, target] for other in known)))
+            if not (seeds and known):
+                cells.append("")
+                continue
+            best = min(known, key=lambda other: nats_SB(other, target, seeds).mean())
+            difference_B = (nats_SB(name, target, seeds) - nats_SB(best, target, seeds)).mean(0)
+            low, high = bootstrap_interval(difference_B)
+            over = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+            cells.append(f"{difference_B.mean():+.3f} ({low:+.3f} to {high:+.3f}) on {best}, {over}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -59,6 +59,7 @@ def main() -> None:
         propagation="one_pass",
         seed=options.seed,
         calibration=tokens[: options.sequences],
+        fresh_calibration=tokens[: options.sequences],
         judged_on={QUICK: tokens[-12:-8], FULL: tokens[-8:]},
         timeout_s={},
     )

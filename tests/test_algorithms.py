@@ -16,6 +16,7 @@ from torch import Tensor
 from autoprune import algorithms
 from autoprune.errors import AutopruneError, ProgramError
 from autoprune.language import Program, interpret, read_program
+from autoprune.sparsity import Target, keep_mask
 from autoprune.statistics import InputStatistics
 
 GOOD = "def score(weight):\n    return abs(weight)\n"
@@ -32,11 +33,8 @@ def score(program: Program, weight_RC: Tensor, input_TC: Tensor, gradient_RC: Te
     stream = InputStatistics(tape.collects, weight_RC.shape[1], weight_RC.device)
     stream.add(input_TC)
     gradient_RC = gradient_of(weight_RC.float()) if gradient_RC is None else gradient_RC
-    gradients = {"gradient": gradient_RC, "output_gradient": gradient_RC[:, :1]}
-    named = {
-        name: gradients[name] if name in gradients else stream.statistic(name, weight_RC, 0.5)
-        for name in tape.statistics
-    }
+    given = {"gradient": gradient_RC, "output_gradient": gradient_RC[:, :1], "sparsity": torch.tensor([[0.6]])}
+    named = {name: given[name] if name in given else stream.statistic(name, weight_RC, 0.5) for name in tape.statistics}
     return interpret(tape, named)
 
 
@@ -93,12 +91,14 @@ FORMULAS = {
     "swaps-wanda": wanda,
     "best": best,
 }
-BY_LAYER = {"magnitude", "ria", "sparsegpt", "alps", "best"}
+DISCOVERED = ("cancel",)
+"""Found by searches: they have no formula but their own, and properties instead."""
+BY_LAYER = {"magnitude", "ria", "sparsegpt", "alps", "best", "cancel"}
 STAGES = {"sparsegpt": "sparsegpt", "alps": "admm", "best": "admm", "dsnot": "dsnot", "swaps-wanda": "swaps"}
 
 
 def test_every_library_program_has_a_formula():
-    assert algorithms.names("score") == sorted(FORMULAS)
+    assert algorithms.names("score") == sorted([*FORMULAS, *DISCOVERED])
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -125,7 +125,7 @@ def test_bfloat16_layers_are_scored_in_float32(name: str):
     torch.testing.assert_close(result, FORMULAS[name](weight_RC.double(), input_TC.double()).float(), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", [*FORMULAS, *DISCOVERED])
 def test_zero_weights_and_dead_inputs_give_finite_scores(name: str):
     weight_RC = torch.zeros(4, 5)
     weight_RC[0, 0] = 1.0
@@ -145,19 +145,43 @@ def test_where_gradients_say_nothing_weights_decide(name: str):
     assert torch.equal(result.argsort(1), weight_RC.abs().argsort(1))
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", [*FORMULAS, *DISCOVERED])
 def test_options_of_library_programs(name: str):
     program = algorithms.load(name)
     assert program.compare == ("layer" if name in BY_LAYER else "row")
     assert STAGES.get(name, "none") in (program.options["refine"], program.options["update"])
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", [*FORMULAS, *DISCOVERED])
 def test_library_programs_are_described(name: str):
     program = algorithms.load(name)
     assert program.name == name
     assert program.doc
     assert read_program(program.canonical).digest == program.digest
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+@pytest.mark.parametrize("seed", range(3))
+def test_cancel_leaves_less_error_than_wanda_where_inputs_are_correlated(seed: int, scale: float):
+    generator = torch.Generator().manual_seed(seed)
+    weight_RC = torch.randn(32, 64, generator=generator)
+    input_TC = torch.randn(500, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
+    input_TC += torch.randn(500, 64, generator=generator) + 2
+    input_TC = scale * input_TC
+
+    def error(name: str) -> float:
+        score_RC = score(algorithms.load(name), weight_RC, input_TC, torch.ones(32, 64))
+        keep_RC = keep_mask(score_RC, Target.of(0.6), int(0.6 * weight_RC.numel()), algorithms.load(name).compare)
+        return float((input_TC @ (weight_RC * ~keep_RC).T).square().mean())
+
+    assert error("cancel") < 0.5 * error("wanda")
+
+
+@pytest.mark.parametrize("name", DISCOVERED)
+def test_a_discovered_program_is_the_one_that_its_chain_of_reasoning_ends_with(name: str):
+    chain = (Path(__file__).parents[1] / "results" / "chains" / f"{name}.txt").read_text("utf-8")
+    last = chain[chain.rindex("  gave ") :].split()[1].rstrip(":")
+    assert last == algorithms.load(name).digest
 
 
 def test_only_magnitude_needs_no_text():

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import tiny
 from autoprune import algorithms
+from autoprune.report.searching import searching
+from autoprune.scoring.scorer import FRESH, RUNGS
+from autoprune.scoring.several import SeveralRecipe, SeveralScorer
 from autoprune.search.archive import Archive
+from autoprune.search.protocol import Outcome, Task
 from command import Run
 from fake_search import contents
 
@@ -94,6 +102,8 @@ def test_other_settings_are_refused(run: Run, command: list[Any]):
         ({"--workers": -1}, "--workers cannot be -1"),
         ({"--sparsity": 1.5}, "sparsity 1.5 is outside"),
         ({"--freeze": "update"}, "'update' names no value"),
+        ({"--roots": "wanad"}, "did you mean 'wanda'?"),
+        ({"--roots": "wanda,sdsa"}, "sdsa: a search cannot start from it: the program defines no score"),
         ({"--freeze": "udpate=none"}, "did you mean 'update'?"),
         ({"--freeze": "update=magic"}, "update cannot be 'magic'"),
         ({"--prompt": "long"}, "unknown prompt 'long'"),
@@ -130,6 +140,17 @@ def test_any_option_can_be_frozen(run: Run, command: list[Any], freeze: str):
     assert "ria" in compared  # also where it is not of the space itself
 
 
+def test_a_search_starts_where_it_is_told_to(run: Run, command: list[Any], tmp_path: Path):
+    own = tmp_path / "own.prune"
+    own.write_text("def score(weight, input_std):\n    return abs(weight) * input_std\n", "utf-8")
+    assert run(*command, "--roots", f"wanda, {own}").code == 0
+    with closing(Archive.open(tmp_path / "run" / "archive.sqlite")) as archive:
+        roots = [node.digest for node in archive.nodes() if node.step < 0]
+    assert set(roots) == {algorithms.load(root).digest for root in ("wanda", own)}
+    assert "begun with roots" in run(*command).error
+    assert "begun with roots" in run(*command, "--roots", "wanda").error
+
+
 def test_a_pattern_is_searched(run: Run, command: list[Any]):
     command[command.index("--sparsity") : command.index("--sparsity") + 2] = ["--pattern", "2:4"]
     ran = run(*command)
@@ -159,6 +180,104 @@ def test_one_search_in_a_folder_at_a_time(run: Run, command: list[Any], tmp_path
         ran = run(*command)
     assert ran.code == 2
     assert "another search is at work in this folder" in ran.error
+
+
+# ---------------------------------------------------------------- several models
+
+
+@pytest.fixture
+def several(command: list[Any], checkpoint: Path, tmp_path: Path) -> list[Any]:
+    """The same search on another model and on another draw of the text too."""
+    other = tiny.save(tmp_path / "other", "gpt2", kind="no_bos")
+    few = ["--freeze", "update=none,refine=none,allocate=uniform", "--evaluations", 4]
+    return [*command, *few, "--also", other, "--also", checkpoint]
+
+
+def test_several_models_are_searched_told_and_taken_up_again(
+    run: Run, several: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "run"
+    ran = run(*several)
+    assert ran.code == 0, ran.err
+    names = "model, other, model (text 2)"
+    assert f"for {names} at 0.5" in (folder / "winner.prune").read_text("utf-8")
+    whole = Archive.open(folder / "archive.sqlite")
+    probed = next(found for (_, rung), found in whole.evaluations().items() if rung == "probe")
+    assert {name.partition(": ")[0] for name in probed.figures["harm"]} == set(names.split(", "))
+    known = whole.get("settings")
+    assert [each["model"] for each in known["also"]] == [str(several[-3]), str(several[-1])]
+    assert known["also"][1]["weights"] == known["weights"]
+    assert known["also"][1]["calibration"] != known["calibration"]  # the same model, other text
+    told = searching(folder / "archive.sqlite", RUNGS, FRESH)
+    assert told.facts["Model"] == f"{several[1]} (2 draws of text), {several[-3]}"
+    assert run("algorithms", "--run", folder).code == 0
+
+    # Stopped while it measures, and taken up again by a worker, it ends the same.
+    again = [tmp_path / "again" if part == folder else part for part in several]
+    scored, score = itertools.count(), SeveralScorer.score
+
+    def interrupted(self: SeveralScorer, task: Task) -> Outcome:
+        if next(scored) == 15:
+            raise KeyboardInterrupt
+        return score(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeveralScorer, "score", interrupted)
+        assert run(*again).code == 130
+    assert len(Archive.open(tmp_path / "again" / "archive.sqlite").evaluations()) == 15
+    again[again.index("--workers") + 1] = 1
+    assert run(*again).code == 0
+    assert contents(Archive.open(tmp_path / "again" / "archive.sqlite")) == contents(whole)
+
+    assert "begun with also [" in run(*again[:-2]).error
+    tiny.save(tmp_path / "other", "gpt2", kind="no_bos", seed=1)
+    assert "begun with weights of model 2" in run(*again).error
+
+
+def test_texts_to_calibrate_and_to_judge_on_differ_for_every_model(
+    run: Run, several: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    made: list[SeveralRecipe] = []
+    make = SeveralRecipe.make
+    monkeypatch.setattr(SeveralRecipe, "make", lambda self: made.append(self) or make(self))
+    assert run(*several, "--evaluations", 0).code == 0
+    (first, _, again) = recipes = made[0].recipes
+    for recipe in recipes:
+        drawn = np.concatenate([recipe.calibration, *recipe.judged_on.values()])
+        assert len(np.unique(drawn, axis=0)) == len(drawn)
+    assert not np.array_equal(first.calibration, again.calibration)
+    assert not np.array_equal(first.judged_on["full"], again.judged_on["full"])
+    assert [recipe.seed for recipe in recipes] == [0, 1, 2]
+
+
+def test_a_search_on_one_model_is_as_before_there_were_several(run: Run, command: list[Any], tmp_path: Path):
+    assert run(*command).code == 0
+    with closing(Archive.open(tmp_path / "run" / "archive.sqlite")) as archive:
+        settings = archive.get("settings")
+        assert settings.pop("also") == []
+        archive.set("settings", settings)
+        probed = next(found for (_, rung), found in archive.evaluations().items() if rung == "probe")
+        assert all(name.startswith("model.layers") for name in probed.figures["harm"])
+        assert isinstance(json.loads(probed.signature), dict)
+    assert run(*command).code == 0
+
+
+def test_a_wrong_further_model_is_one_line(run: Run, command: list[Any], tmp_path: Path):
+    ran = run(*command, "--also", tmp_path / "nowhere")
+    assert ran.code == 2
+    assert str(tmp_path / "nowhere") in ran.error
+    short = tiny.save(tmp_path / "short", max_position_embeddings=16)
+    ran = run(*command, "--also", short)
+    assert ran.code == 2
+    assert f"{short}: --length 24 is more than the 16 positions" in ran.error
+    odd = tiny.save(tmp_path / "odd", intermediate_size=46)
+    command[command.index("--sparsity") : command.index("--sparsity") + 2] = ["--pattern", "2:4"]
+    ran = run(*command, "--also", odd)
+    assert ran.code == 2
+    assert f"{odd}, model.layers.0.mlp.down_proj: 46 inputs do not divide into groups of 4" in ran.error
+
+
+# ---------------------------------------------------------------- ends of the process
 
 
 def started(command: list[Any], **environment: str) -> subprocess.Popen[str]:

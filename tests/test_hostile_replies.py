@@ -20,7 +20,7 @@ import torch
 from autoprune.errors import ProgramError
 from autoprune.language import STATISTICS, Program, interpret, read_program
 from autoprune.language.types import Type
-from autoprune.search.reply import Reply, parse_reply
+from autoprune.search.reply import ASKED_FOR, Reply, parse_reply
 
 LIMIT_S = 2.0
 
@@ -530,3 +530,14 @@ def test_the_witness_sees(witness: Witness, act: Callable[[], object], event: st
 )
 def test_programs_are_found_where_models_put_them(reply: str):
     assert parse_reply(reply).program == SCORE
+
+
+def test_words_of_the_prompt_are_no_thought():
+    copied = "\n".join(f"{name}: {text}" for name, text in ASKED_FOR.items())
+    reply = parse_reply(f"{copied}\nprogram:\n```\ndef score(weight):\n    return weight\n```")
+    assert (reply.diagnosis, reply.hypothesis, reply.predicted) == ("", "", None)
+    assert parse_reply(f"diagnosis: What limits the parent, in one sentence.\n{PROGRAM}").diagnosis == ""
+    assert parse_reply(f"diagnosis: what is large\n{PROGRAM}").diagnosis == "what is large"
+
+
+PROGRAM = "program:\n```\ndef score(weight):\n    return weight\n```"

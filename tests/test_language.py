@@ -36,6 +36,7 @@ from autoprune.language import (
 from autoprune.language.check import infer_types
 from autoprune.language.operators import LIMIT, Operator
 from autoprune.language.parse import MAX_CHARACTERS, MAX_CONSTANT, MAX_DEPTH, MAX_NODES, parse
+from autoprune.language.space import MAX_PRODUCTS, Space
 from autoprune.language.types import AXES, Type
 
 R, C = 3, 5
@@ -169,6 +170,32 @@ GUARDS = {
     "minmax": [([[0.1] * 9], [0.0] * 9), ([[-1e30] * 3], [0.0] * 3)],
     "rank": [([[5.0]], [0.0])],
 }
+
+
+def test_a_name_may_be_that_of_an_operator_that_is_written_with_a_sign():
+    text = "def score(weight):\n    power = square(weight)\n    return power ** 2"
+    assert read_program(text).digest == read_program("def score(weight):\n    return square(weight) ** 2").digest
+    with pytest.raises(AutopruneError, match="'sqrt' is an operator"):
+        read_program("def score(weight):\n    sqrt = weight\n    return sqrt")
+
+
+def test_a_program_of_a_search_has_few_products_with_a_gram():
+    body = "weight" + " @ gram" * (MAX_PRODUCTS + 1)
+    refusal = Space().refusal(read_program(f"def score(weight, gram):\n    return {body}"))
+    assert f"use {MAX_PRODUCTS} at most" in refusal
+    assert not Space().refusal(read_program(f"def score(weight, gram):\n    return {body.removesuffix(' @ gram')}"))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("over", ["rows", "columns", "all"])
+def test_quantiles_are_those_of_sorted_values(q: float, over: str):
+    weight_RC = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    tape = read_program(f"def score(weight):\n    return weight - quantile(weight, {q}, over='{over}')").score
+    assert tape
+    expected = {"rows": weight_RC.quantile(q, 0, True), "columns": weight_RC.quantile(q, 1, True)}
+    found = weight_RC - interpret(tape, {"weight": weight_RC})
+    wanted = expected.get(over, weight_RC.quantile(q)).expand(7, 12)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_every_documented_guard_is_tested():

@@ -13,7 +13,19 @@ import autoprune
 ROOT = Path(autoprune.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"bootstrap", "errors", "files", "journal", "lines", "memory", "progress", "ranks", "sparsity", "spill"},
+    {
+        "bootstrap",
+        "errors",
+        "files",
+        "journal",
+        "lines",
+        "memory",
+        "progress",
+        "ranks",
+        "sparsity",
+        "spill",
+        "strict_json",
+    },
     {
         "conditioning",
         "language",

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,9 +16,10 @@ import pytest
 
 from autoprune.language import OPERATORS, read_program
 from autoprune.language.space import Space
-from autoprune.search.archive import Archive
-from autoprune.search.graph import Graph, spearman, verdict
+from autoprune.search.archive import Archive, Evaluation, Node
+from autoprune.search.graph import Effect, Graph, spearman, verdict
 from autoprune.search.prompt import CHARACTERS_PER_TOKEN, PLAIN, Prompter
+from autoprune.search.protocol import Outcome
 from autoprune.search.traits import traits
 from fake_search import RUNGS, SPACE, FakeExecutor, Scripted, searched
 
@@ -143,8 +146,8 @@ def test_good_and_untried_parents_are_chosen_more_often(graph: Graph):
     assert all(graph.choose(rng, {}, graph.ranked[0]) != graph.ranked[0] for _ in range(100))
 
 
-def test_effects_are_means_over_the_steps_that_added_or_removed_a_trait(graph: Graph):
-    found = {effect.trait: effect for effect in graph.effects()}
+def test_effects_are_medians_over_the_steps_that_added_or_removed_a_trait(graph: Graph):
+    found = {effect.trait: effect for effect in graph.effects}
     assert found
     for trait, effect in found.items():
         changes = []
@@ -153,7 +156,15 @@ def test_effects_are_means_over_the_steps_that_added_or_removed_a_trait(graph: G
                 before, after = (trait in graph.nodes[digest].traits for digest in (edge.parents[0], edge.child))
                 changes += [edge.observed * (after - before)] * (after != before)
         assert effect.steps == len(changes) >= 2
-        assert effect.mean == pytest.approx(sum(changes) / len(changes))
+        assert effect.median == pytest.approx(statistics.median(changes))
+        assert effect.helped == sum(change < 0 for change in changes)
+
+
+def test_what_helps_most_often_comes_first_and_one_disaster_does_not_count_more(graph: Graph):
+    shares = [effect.share for effect in graph.effects]
+    assert shares == sorted(shares, reverse=True)
+    known = [Effect("often", 0.0, 9, 10), Effect("twice of two", -9.0, 2, 2), Effect("half", 0.0, 5, 10)]
+    assert sorted(known, key=lambda effect: -effect.share) == known
 
 
 def test_figures_of_lower_rungs_are_taken_to_the_highest(graph: Graph):
@@ -167,6 +178,25 @@ def test_figures_of_lower_rungs_are_taken_to_the_highest(graph: Graph):
         assert outcome
         assert outcome.damage is not None
         assert graph.estimate(digest) > outcome.damage  # the fake full figures are a fifth higher
+
+
+def test_what_a_lower_rung_likes_best_is_not_believed(tmp_path: Path):
+    """Fifty equally good programs: the rung below the last sees differences that are not there."""
+    archive, rng = Archive.open(tmp_path / "archive.sqlite"), random.Random(0)
+    seen: dict[str, float] = {}
+    for number in range(50):
+        program = read_program(f"def score(weight):\n    return abs(weight) ** {number + 2}")
+        archive.add_node(Node(digest=program.digest, canonical=program.canonical, traits=(), step=number))
+        seen[program.digest] = math.exp(rng.gauss(0, 0.2))
+        rungs = {"quick": seen[program.digest]} | ({"full": math.exp(rng.gauss(0.5, 0.01))} if number < 40 else {})
+        for rung, damage in rungs.items():
+            outcome = Outcome(damage=damage, parts=(damage, damage))
+            archive.add_evaluation(Evaluation(digest=program.digest, rung=rung, outcome=outcome))
+    graph = Graph(archive, RUNGS)
+    archive.close()
+    flattered = [digest for digest in seen if graph.rung(digest) == "quick" and seen[digest] < 0.95]
+    assert flattered
+    assert all(graph.estimate(digest) == pytest.approx(math.exp(0.5), rel=0.1) for digest in flattered)
 
 
 def main() -> None:

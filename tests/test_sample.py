@@ -19,7 +19,7 @@ from autoprune import algorithms
 from autoprune.errors import AutopruneError
 from autoprune.language import FUNCTIONS, OPERATORS, STATISTICS, Program, interpret, read_program
 from autoprune.language.draw import CONSTANTS, NUMBERS, OFTEN, random_tree
-from autoprune.language.flaws import MAX_STEPS
+from autoprune.language.flaws import MAX_STEPS, flaws
 from autoprune.language.program import CONSTANT, OPTIONS, Tape
 from autoprune.language.sample import METHOD, Variant, crossed, grafted, mutated, random_program, simplified
 from autoprune.language.space import Space
@@ -527,3 +527,14 @@ def test_neither_is_told_what_was_wrong():
     for proposer in (genetic.Genetic(FREE), genetic.Random(FREE)):
         assert not proposer.repairs
         proposer.close()
+
+
+def test_a_program_may_mark_what_goes_by_the_sparsity():
+    """What LLMs wrote; with a made-up share beyond 1 the mark would be the same everywhere."""
+    text = (
+        "def score(weight, input_norm, gram, sparsity):\n    base = abs(weight) * input_norm\n"
+        '    gone = where(base <= quantile(base, sparsity, over="columns"), weight, 0)\n'
+        "    return base + 0.1 * sign(weight) * (gone @ gram)"
+    )
+    program = read_program(text)
+    assert not list(flaws(program.functions, "row"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 import tiny
 from autoprune import algorithms
+from autoprune.errors import AutopruneError
 from autoprune.language import STATISTICS, read_program
 from autoprune.language.statistics import GRADIENTS
 from autoprune.layer import Method
@@ -21,21 +24,26 @@ from autoprune.progress import Silent
 from autoprune.prune import Recipe, prune_blocks
 from autoprune.scoring.parts import part_of, spread
 from autoprune.scoring.scorer import ModelRecipe, ModelScorer
-from autoprune.scoring.signature import agreement, alike, signature
+from autoprune.scoring.several import SeveralRecipe, SeveralScorer, labels
+from autoprune.scoring.signature import agreement, alike, joined, signature
 from autoprune.scoring.store import Part, Store
 from autoprune.search.protocol import Task
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import micro_batches, walk
 
-TOKENS = tiny.tokens(16, 24).numpy()
-CALIBRATION, HELD = TOKENS[:8], {"quick": TOKENS[8:10], "full": TOKENS[10:13], "fresh": TOKENS[13:]}
+TOKENS = tiny.tokens(24, 24).numpy()
+CALIBRATION, HELD = TOKENS[:8], {"quick": TOKENS[8:10], "full": TOKENS[10:13], "fresh": TOKENS[13:16]}
+FRESH_CALIBRATION = TOKENS[16:]
 TARGET = Target.of(0.5)
+ALWAYS = tuple(name for name in STATISTICS if name != "sparsity")
+"""What is known of a layer before it is settled how much it loses."""
 ALL_SUMS = frozenset(need for row in STATISTICS.values() for need in row.collects) - GRADIENTS
 
 
 def recipe(target: Target = TARGET, **given: Any) -> ModelRecipe:
     settings = {"model": "none", "dtype": "auto", "device": "cpu", "propagation": "one_pass", "seed": 0}
-    return ModelRecipe(**settings | given, target=target, calibration=CALIBRATION, judged_on=HELD, timeout_s={})  # pyright: ignore[reportArgumentType]
+    tokens = {"calibration": CALIBRATION, "fresh_calibration": FRESH_CALIBRATION, "judged_on": HELD}
+    return ModelRecipe(**settings | given, **tokens, target=target, timeout_s={})  # pyright: ignore[reportArgumentType]
 
 
 def scorer_of(model: Any, target: Target = TARGET, **given: Any) -> ModelScorer:
@@ -84,7 +92,7 @@ def test_the_store_has_what_a_walk_finds(architecture: str):
     source = InMemoryBlocks(tiny.model(architecture))
     tokens_BL = torch.from_numpy(CALIBRATION)
     store = Store(source, tokens_BL, Silent())
-    names = [name for name in STATISTICS if name not in GRADIENTS]
+    names = [name for name in ALWAYS if name not in GRADIENTS]
     for visit in walk(source, micro_batches(tokens_BL, torch.device("cpu")), collects=ALL_SUMS, propagation="dense"):
         found = store.visit(visit.linear, frozenset()).statistics(names)
         for name, expected in visit.statistics(names).items():
@@ -94,10 +102,10 @@ def test_the_store_has_what_a_walk_finds(architecture: str):
 def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch):
     model, tokens_BL = tiny.model(seed=5), torch.from_numpy(CALIBRATION)
     linear = all_linears(source := InMemoryBlocks(model))[0]
-    first = Store(source, tokens_BL, Silent()).visit(linear, GRADIENTS).statistics(STATISTICS)
+    first = Store(source, tokens_BL, Silent()).visit(linear, GRADIENTS).statistics(ALWAYS)
     monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the model ran"))
-    again = Store(InMemoryBlocks(model), tokens_BL, Silent()).visit(linear, GRADIENTS).statistics(STATISTICS)
-    assert all(torch.equal(first[name], again[name]) for name in STATISTICS)
+    again = Store(InMemoryBlocks(model), tokens_BL, Silent()).visit(linear, GRADIENTS).statistics(ALWAYS)
+    assert all(torch.equal(first[name], again[name]) for name in ALWAYS)
 
 
 def test_other_weights_or_tokens_are_measured_anew():
@@ -112,9 +120,10 @@ def test_other_weights_or_tokens_are_measured_anew():
 def test_a_part_is_rows_and_columns_of_the_whole(scorer: ModelScorer):
     linear = scorer.bench.store.linears[1]
     part = Part(torch.tensor([3, 5, 6]), torch.tensor([0, 2, 7, 9]))
-    whole = scorer.bench.store.visit(linear, GRADIENTS).statistics(STATISTICS)
-    found = scorer.bench.store.visit(linear, GRADIENTS, part).statistics(STATISTICS)
-    for name, row in STATISTICS.items():
+    whole = scorer.bench.store.visit(linear, GRADIENTS).statistics(ALWAYS)
+    found = scorer.bench.store.visit(linear, GRADIENTS, part).statistics(ALWAYS)
+    for name in ALWAYS:
+        row = STATISTICS[name]
         value = whole[name]
         expected = {
             "RC": lambda x: x[part.rows][:, part.columns],
@@ -167,9 +176,10 @@ def test_full_is_the_divergence_after_the_real_prune(rung: str, name: str):
     outcome = scorer.score(Task(rung, program.canonical))
     assert_unchanged(before, model)
     if program.allocate is None:
-        tokens_BL = torch.from_numpy(CALIBRATION)
+        tokens_BL = torch.from_numpy(CALIBRATION if rung == "full" else FRESH_CALIBRATION)
         method = Method.of(program)
-        gradients = scorer.bench.store.gradients(GRADIENTS & method.collects)
+        store = Store(InMemoryBlocks(model), tokens_BL, Silent())
+        gradients = store.gradients(GRADIENTS & method.collects)
         recipe = Recipe(method=method, target=TARGET)
         prune_blocks(InMemoryBlocks(model), recipe, tokens_BL, lambda layer: None, gradients)
         expected_B = divergence_B(dense_BTV, probabilities(model, HELD[rung]))
@@ -183,6 +193,16 @@ def test_every_rung_tells_good_from_bad(scorer: ModelScorer):
     bad = "def score(weight, input_norm):\n    return -abs(weight) * input_norm\n"
     for rung in ("probe", "quick", "full"):
         assert damage(scorer, rung, good) < damage(scorer, rung, bad)
+
+
+@pytest.mark.parametrize("update", ["none", "least_squares", "admm"])
+def test_a_score_may_ask_for_the_sparsity_on_every_rung(scorer: ModelScorer, update: str):
+    header = f'update = "{update}"\n\n' if update != "none" else ""
+    at = "abs(weight) * where(abs({} - 0.5) < 0.06, input_norm, -input_norm)"
+    asks, does_not = (f"{header}def score(weight, input_norm, sparsity):\n    return {at.format(share)}\n"
+                      for share in ("sparsity", "(0.5 + 0 * sparsity)"))  # fmt: skip
+    for rung in ("probe", "quick", "full"):
+        assert damage(scorer, rung, asks) == damage(scorer, rung, does_not)
 
 
 def test_an_update_is_worth_something_on_every_rung(scorer: ModelScorer):
@@ -278,9 +298,7 @@ def test_other_errors_of_ours_are_not_hidden(scorer: ModelScorer, monkeypatch: p
 def test_a_model_left_by_a_failing_prune_is_as_it_was(monkeypatch: pytest.MonkeyPatch):
     model = tiny.model()
     scorer, before = scorer_of(model), weights(model)
-    judge = scorer._judge("full")
-    monkeypatch.setattr(judge, "divergence", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    scorer._full.judges = {"full": judge}
+    monkeypatch.setattr(scorer._full.judge, "divergence", lambda *_: (_ for _ in ()).throw(MemoryError()))
     assert scorer.score(Task("full", algorithms.load("wanda").canonical)).error == "out of memory"
     assert_unchanged(before, model)
 
@@ -299,3 +317,77 @@ def test_programs_of_the_library_pass_all_rungs(scorer: ModelScorer):
         if program.score:
             for rung in ("probe", "quick"):
                 assert damage(scorer, rung, read_program(program.canonical).canonical) >= 0
+
+
+# ---------------------------------------------------------------- several models
+
+
+def several(*models: Any) -> SeveralScorer:
+    return SeveralScorer({f"model {number}": scorer_of(model) for number, model in enumerate(models)})
+
+
+@pytest.mark.parametrize("rung", ["probe", "quick", "full", "fresh"])
+def test_several_models_give_the_mean_of_each(rung: str):
+    """Also where the probe has fewer parts of one of them: gpt2 with one block has four layers."""
+    models = tiny.model(), tiny.model("gpt2", n_layer=1)
+    task = Task(rung, algorithms.load("ria").canonical)
+    alone = [scorer_of(model).score(task) for model in models]
+    together = several(*models).score(task)
+    assert together.damage == pytest.approx(np.mean([np.mean(outcome.parts) for outcome in alone]))
+    assert together.damage == pytest.approx(np.mean(together.parts))
+    assert len(together.parts) == sum(len(outcome.parts) for outcome in alone)
+    if len(alone[0].parts) == len(alone[1].parts):
+        assert together.parts == alone[0].parts + alone[1].parts
+
+
+def test_several_name_the_model_in_figures_and_errors(monkeypatch: pytest.MonkeyPatch):
+    scorer, wanda = several(tiny.model(), tiny.model("gpt2")), algorithms.load("wanda").canonical
+    harm = scorer.score(Task("probe", wanda)).figures["harm"]
+    assert {name.partition(": ")[0] for name in harm} == {"model 0", "model 1"}
+    assert len(harm) == 16
+    assert scorer.score(Task("quick", wanda)).figures["judged_at"] == {"model 0": 0.5, "model 1": 0.5}
+    last = scorer.scorers["model 1"]
+    for failure, error in (
+        (AutopruneError("too bad"), "too bad"),
+        (ZeroDivisionError("oh"), "ZeroDivisionError: oh"),
+        (MemoryError(), "out of memory"),
+    ):
+        monkeypatch.setattr(last, "_measure", lambda *_, failure=failure: (_ for _ in ()).throw(failure))
+        failed = scorer.score(Task("probe", wanda))
+        assert failed.error == f"{error} (on model 1)"  # executors know what to do by how it begins
+        assert failed.damage is None
+
+
+def test_several_are_alike_where_each_is():
+    wanda, ria = (algorithms.load(name).canonical for name in ("wanda", "ria"))
+    one, other = (scorer_of(tiny.model(seed=seed)) for seed in (0, 1))
+    pairs = itertools.product((one, other), (wanda, ria))
+    of = {(scorer, text): scorer.score(Task("probe", text)).signature for scorer, text in pairs}
+    both = joined([of[one, wanda], of[other, wanda]])
+    assert alike(both, joined([of[one, wanda], of[other, wanda]]))
+    assert not alike(both, joined([of[one, wanda], of[other, ria]]))
+    assert not alike(both, joined([of[one, ria], of[other, wanda]]))
+    assert not alike(both, of[one, wanda])
+    assert joined(["", ""]) == ""
+
+
+def test_a_recipe_of_several_opens_a_model_that_comes_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tiny.save(tmp_path / "model")
+    other = replace(recipe(model=str(folder)), calibration=TOKENS[8:], timeout_s={"probe": 2.0})
+    made = SeveralRecipe((replace(other, calibration=CALIBRATION, timeout_s={"probe": 1.0}), other))
+    assert made.timeout_s == {"probe": 3.0}
+    opened: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelRecipe, "opened", lambda self: opened.append(self.model) or open_model(self.model))
+        scorer = made.make()
+    assert opened == [str(folder)]
+    assert list(scorer.scorers) == ["model", "model (text 2)"]
+    task = Task("full", algorithms.load("best").canonical)
+    alone = [damage(one.make(), task.rung, task.program) for one in made.recipes]
+    assert alone[0] != alone[1]
+    assert scorer.score(task).damage == pytest.approx(np.mean(alone), rel=1e-9)
+
+
+def test_labels_tell_models_apart():
+    assert labels(["a/one", "two", "a/one"]) == ["one", "two", "one (text 2)"]
+    assert labels(["a/one", "b/one", "demo"]) == ["a/one", "b/one", "demo"]

@@ -15,6 +15,7 @@ import pytest
 
 from autoprune import algorithms
 from autoprune.errors import AutopruneError
+from autoprune.language import read_program
 from autoprune.search.account import account, reasoning
 from autoprune.search.archive import Archive
 from autoprune.search.graph import Graph
@@ -125,6 +126,43 @@ def test_a_reply_is_read_measured_and_judged(tmp_path: Path):
     assert edge.verdict in ("confirmed", "refuted", "inconclusive")
 
 
+def test_a_program_that_is_known_goes_back_once(tmp_path: Path):
+    new = "def score(weight, input_std):\n    return abs(weight) * input_std"
+    proposer = Scripted([f"program:\n```\n{algorithms.load('wanda').canonical}```"], [f"program:\n```\n{new}\n```"])
+    archive = searched(tmp_path, proposer=proposer, evaluations=1, batch=1)
+    first, second = proposer.requests
+    assert (first.round, second.round) == (0, 1)
+    assert "was there before (damage" in second.prompt
+    assert algorithms.load("wanda").digest in first.known
+    (proposal,) = [proposal for proposal in archive.proposals() if proposal.step == 0]
+    assert (proposal.outcome, proposal.digest) == ("measured", read_program(new).digest)
+
+
+def test_a_program_that_is_sent_again_after_that_is_a_duplicate(tmp_path: Path):
+    reply = f"program:\n```\n{algorithms.load('wanda').canonical}```"
+    archive = searched(tmp_path, proposer=Scripted([reply], [reply]), evaluations=1, batch=1)
+    (proposal,) = [proposal for proposal in archive.proposals() if proposal.step == 0]
+    assert (proposal.outcome, proposal.digest) == ("duplicate", algorithms.load("wanda").digest)
+
+
+def test_an_answer_is_used_again_for_the_same_question_only(tmp_path: Path):
+    """A search that goes on with another batch asks some steps from other parents."""
+    searched(tmp_path, evaluations=8, batch=8)
+    archive = Archive.open(tmp_path / "archive.sqlite")
+    archive._connection.execute("DELETE FROM proposal WHERE step >= 0")
+    archive._connection.execute("DELETE FROM parent WHERE step >= 0")
+    archive._connection.execute("DELETE FROM edge WHERE step >= 0")
+    archive._connection.execute("DELETE FROM node WHERE step >= 0")
+    archive._connection.commit()
+    archive.close()
+    archive = searched(tmp_path, evaluations=8, batch=2)
+    graph = Graph(archive, RUNGS)
+    parents = {edge.step: edge.parents[0] for edge in graph.edges if edge.step >= 0}
+    for call in archive.calls():
+        if call.step in parents:
+            assert f"```python\n{graph.nodes[parents[call.step]].canonical}```" in call.prompt
+
+
 def test_a_refused_reply_is_repaired_once_with_the_checkers_words(tmp_path: Path):
     proposer = Scripted(
         [reply("abs(weight) * input_nrm"), "no idea"], [reply("abs(weight) * sqrt(input_norm)"), "still none"]
@@ -222,9 +260,9 @@ def test_killed_fifty_times_it_ends_with_the_same_archive(tmp_path: Path):
     whole = contents(searched(tmp_path / "whole"))
     rng, kills, run = random.Random(0), 0, 0
     while kills < 50:
-        folder = tmp_path / str(run)
-        while killed_after(folder, rng.uniform(0.0, 0.15)):
-            kills += 1
+        folder, longest = tmp_path / str(run), 0.15
+        while killed_after(folder, rng.uniform(0.0, longest)):
+            kills, longest = kills + 1, 1.05 * longest  # on a slow machine nothing might ever be done in time
             if folder.exists():  # a busy machine may have killed it before its first line
                 assert Archive.open(folder / "archive.sqlite").is_sound()
         assert contents(searched(folder)) == whole

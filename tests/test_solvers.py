@@ -22,6 +22,7 @@ import tiny
 from autoprune import algorithms
 from autoprune.conditioning import DAMPING, SWAPS_DAMPING
 from autoprune.errors import AutopruneError
+from autoprune.language import read_program
 from autoprune.layer import Method, solve
 from autoprune.models import InMemoryBlocks, Linear, all_linears, fingerprint
 from autoprune.prune import Recipe, prune_blocks
@@ -502,6 +503,24 @@ def test_outputs_do_not_depend_on_micro_batches(update: str):
     zeros_RC = torch.zeros_like(weights[0])
     difference = output_error(weights[0], weights[1], grams[0]).sum()
     assert difference.sqrt() <= 1e-5 * output_error(weights[0], zeros_RC, grams[0]).sum().sqrt()
+
+
+SETTLED = read_program(
+    """
+def score(weight, sparsity):
+    magnitude = abs(weight)
+    return where(magnitude < quantile(magnitude, sparsity, over="columns"), 0, 1 + sparsity)
+"""
+)
+"""Marks what goes itself: only with each layer's own sparsity are as many marked as go."""
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_score_knows_what_the_layer_loses(share: float):
+    weight_RC, _, gram_CC = problem(10, 64, 40, 0.5, seed=21)
+    visit, count = visit_of(weight_RC, gram_CC), int(share * weight_RC.numel())
+    keep_RC = solve(visit, Method.of(SETTLED), Target.of(0.5), count).keep_RC
+    assert torch.equal(keep_RC, keep_mask(weight_RC.abs(), Target.of(0.5), count, "row"))
 
 
 def test_an_update_of_weights_alone_needs_a_text():

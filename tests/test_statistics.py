@@ -18,7 +18,8 @@ from autoprune.language.statistics import GRADIENTS
 from autoprune.language.types import Type
 from autoprune.statistics import InputStatistics, damped_inverse_diagonal
 
-STATISTICS = {name: row for name, row in ALL_STATISTICS.items() if name not in GRADIENTS}  # see test_gradients
+NOT_OF_INPUTS = GRADIENTS | {"sparsity"}  # see test_gradients and test_scoring
+STATISTICS = {name: row for name, row in ALL_STATISTICS.items() if name not in NOT_OF_INPUTS}
 EVERYTHING = ("sum", "sum_of_squares", "max", "gram")
 CPU = torch.device("cpu")
 DEPTH = 0.25

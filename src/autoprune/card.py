@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from autoprune import algorithms
 from autoprune.allocation import NOT_PROGRAMS, Allocation
+from autoprune.inputs import amount_of_text
 from autoprune.language import read_program
 from autoprune.layer import Method
 
@@ -40,9 +41,7 @@ def card(record: Mapping[str, Any], base: Path | None) -> str:
         "weights updated by": record["method"]["update"],
         "sparsity shared out by": record["allocation"]["name"],
         "inputs seen": f"{settings['propagation']} propagation" if text else "none: the weights alone",
-        "calibration": f"{text['sequences']} × {text['length']} tokens of {text['source']}, seed {settings['seed']}"
-        if text
-        else "none",
+        "calibration": f"{amount_of_text(text)}, seed {settings['seed']}" if text else "none",
         "versions": ", ".join(f"{package} {version}" for package, version in record["versions"].items()),
     }
     lines = [

@@ -9,9 +9,10 @@ Legend: B sequences, L tokens per sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from autoprune.models import InMemoryBlocks, OpenModel, all_linears, fingerprint
 from autoprune.progress import Progress, Silent
 from autoprune.scoring.rungs import REFERENCE
 from autoprune.scoring.scorer import FRESH, FULL, QUICK, RUNGS, ModelRecipe
+from autoprune.scoring.several import SeveralRecipe, labels
 from autoprune.scoring.signature import alike
 from autoprune.search.account import Account, account, best
 from autoprune.search.archive import Archive
@@ -82,8 +84,10 @@ def discover(
     model: str | Path,
     *,
     run: str | Path,
+    also: Sequence[str | Path] = (),
     proposer: str = "self",
     evaluations: int = 100,
+    batch: int = 4,
     sparsity: float | None = None,
     pattern: str | None = None,
     calibration: str = SELF,
@@ -91,6 +95,7 @@ def discover(
     length: int | None = None,
     seed: int = 0,
     freeze: str = "",
+    roots: Sequence[str] | None = None,
     prompt: str = GRAPH,
     prompt_tokens: int | None = None,
     workers: int = 1,
@@ -107,16 +112,21 @@ def discover(
 ) -> Discovery:
     """Search for the program that damages a model least at a sparsity or pattern, and go on where `run` ends.
 
-    `model` is a hub id, a folder, a .gguf file or "demo". `proposer` is "self" (the model itself), "local:MODEL",
-    "openai:MODEL" (any server of that kind, see `service`), "exchange:FOLDER", "genetic" or "random". `evaluations`
-    counts proposals. `freeze` holds options of programs at a value, as "update=none,allocate=uniform". `prompt` is
-    "graph", or "plain" for the task and the best program only. `workers` are processes on this machine, 0 measures
-    in this one; `ray` is the address of a cluster instead. Other arguments as in `prune`.
+    `model` is a hub id, a folder, a .gguf file or "demo". Damage is the mean over it and those in `also`; each draws
+    texts of its own, so a model that comes again is measured on other texts. `proposer` is "self" (`model` itself),
+    "local:MODEL", "openai:MODEL" (any server of that kind, see `service`), "exchange:FOLDER", "genetic" or "random".
+    `evaluations` counts proposals, `batch` those that are made from the same knowledge. `freeze` holds options of
+    programs at a value, as "update=none,allocate=uniform". `roots` are the programs to start from, names of the library
+    or files; None is all of the library that leave what is frozen as it is. `prompt` is "graph", or "plain" for the
+    task and the best program only. `workers` are processes on this machine, 0 measures in this one; `ray` is the
+    address of a cluster
+    instead. Other arguments as in `prune`.
     """
     progress, folder, service = progress or Silent(), Path(run), service or Service()
     target = Target.of(sparsity, pattern)
     space = Space.of(freeze, pattern=bool(target.group))
-    _check(proposer, prompt, evaluations, workers, propagation)
+    begins = _roots(space, roots)
+    _check(proposer, prompt, evaluations, batch, workers, propagation)
     budgets = {"--budget-usd": budget_usd, "--budget-s": budget_s, "--budget-tokens": budget_tokens}
     for name, value in (budgets | {"--prompt-tokens": prompt_tokens, "--timeout-s": service.timeout_s}).items():
         if value is not None and not 0 <= value < math.inf:
@@ -128,38 +138,47 @@ def discover(
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / "lock", "another search is at work in this folder"), _archive(folder) as archive:
-        opened = opened_model(model, None, dtype, device, progress)
-        about, timeout_s = _about(opened, target)
-        tokens, text = _tokens(opened, calibration, sequences, length, seed, progress)
+        names = [str(model), *map(str, also)]
+        opened = {name: opened_model(name, None, dtype, device, progress) for name in dict.fromkeys(names)}
+        sizes = _sizes(opened, target)
+        drawn = [
+            _tokens(opened[name], calibration, sequences, length, seed + place, progress)
+            for place, name in enumerate(names)
+        ]
+        known = [_known(name, opened[name], text) for name, (_, text) in zip(names, drawn, strict=True)]
         _same_run(
             archive,
             {
-                "model": str(model),
+                "model": names[0],
                 "target": str(target),
                 "proposer": proposer,
                 "seed": seed,
                 "freeze": freeze,
+                "roots": None if roots is None else [root.digest for root in begins],
                 "prompt": prompt,
                 "prompt_tokens": prompt_tokens,
                 "propagation": propagation,
-                "calibration": text["sha256"],
-                "dtype": str(opened.model.dtype).removeprefix("torch."),
-                "weights": fingerprint(opened.model)[:16],
+                **known[0],
+                "also": known[1:],
             },
         )
-        recipe = ModelRecipe(
-            model=str(model),
-            dtype=dtype,
-            device=device,
-            target=target,
-            propagation=propagation,
-            seed=seed,
-            timeout_s=timeout_s,
-            **tokens,
-        )
+        recipes = [
+            ModelRecipe(
+                model=name,
+                dtype=dtype,
+                device=device,
+                target=target,
+                propagation=propagation,
+                seed=seed + place,
+                timeout_s=_timeout_s(sizes[name]),
+                **tokens,
+            )
+            for place, (name, (tokens, _)) in enumerate(zip(names, drawn, strict=True))
+        ]
         settings = Settings(
             space=space,
             evaluations=evaluations,
+            batch=batch,
             seed=seed,
             rungs=RUNGS,
             fresh=FRESH,
@@ -169,20 +188,19 @@ def discover(
         )
         kind = proposer.partition(":")[0]
         prompter = Prompter(
-            about=about,
+            about=_about(names, opened, sizes, target),
             space=space,
             tokens=prompt_tokens or _PROMPT_TOKENS.get(kind, _PROMPT_TOKENS_ELSEWHERE),
             kind=prompt,
         )
-        asked = _proposer(proposer, opened, space, service)
+        asked = _proposer(proposer, opened[names[0]], space, service)
         del opened  # a worker has its own
         progress.stage("measuring the unpruned model and the library's programs", 1)
-        with closing(asked), closing(_executor(recipe, workers, ray, folder)) as executor:
+        with closing(asked), closing(_executor(recipes, workers, ray, folder)) as executor:
             search = Search(settings, archive, asked, executor, prompter, alike, watch or Unwatched())
-            roots = _roots(space)
-            search.run(roots, lambda graph: _baselines(graph, roots))
+            search.run(begins, lambda graph: _baselines(graph, begins))
         told = account(archive, RUNGS, FRESH)
-        winner = _write_winner(archive, folder, str(model), target)
+        winner = _write_winner(archive, folder, names, target)
     return Discovery(run=str(folder), account=told, winner=winner)
 
 
@@ -213,13 +231,14 @@ class Unwatched:
         pass
 
 
-def _check(proposer: str, prompt: str, evaluations: int, workers: int, propagation: str) -> None:
+def _check(proposer: str, prompt: str, evaluations: int, batch: int, workers: int, propagation: str) -> None:
     kind, colon, rest = proposer.partition(":")
     plain, named = ("self", "genetic", "random"), ("local", "openai", "exchange")
     if not (kind in plain and not colon) and not (kind in named and rest):
         known = ", ".join([*plain, *(f"{name}:…" for name in named)])
         raise AutopruneError(f"unknown proposer '{proposer}'", remedy=f"use {known}")
-    for name, value, least in (("--evaluations", evaluations, 0), ("--workers", workers, 0)):
+    least_of = (("--evaluations", evaluations, 0), ("--batch", batch, 1), ("--workers", workers, 0))
+    for name, value, least in least_of:
         if value < least:
             raise AutopruneError(f"{name} cannot be {value}", remedy=f"give at least {least}")
     if prompt not in (GRAPH, PLAIN):
@@ -238,11 +257,12 @@ def _archive(folder: Path) -> Iterator[Archive]:
 
 def _same_run(archive: Archive, settings: dict[str, Any]) -> None:
     """Note the settings of a new search; refuse others where one goes on."""
-    before = archive.get("settings")
-    if before is None:
+    known = archive.get("settings")
+    if known is None:
         archive.set("settings", settings)
         return
-    for name, value in settings.items():
+    before = _one_by_one(known)
+    for name, value in _one_by_one(settings).items():
         if before.get(name) != value:
             raise AutopruneError(
                 f"this search was begun with {name} {before.get(name)!r}, not {value!r}",
@@ -251,44 +271,94 @@ def _same_run(archive: Archive, settings: dict[str, Any]) -> None:
             )
 
 
-def _about(opened: OpenModel, target: Target) -> tuple[str, dict[str, float]]:
-    """What a prompt says of the task; and how long each rung may take."""
-    source = InMemoryBlocks(opened.model)
-    linears = all_linears(source)
-    for linear in linears:
-        target.check_layer(linear.name, linear.shape[1])
-    weights = sum(linear.size for linear in linears)
-    kinds = dict.fromkeys(linear.name.rsplit(".", 1)[-1] for linear in linears)
+def _known(name: str, opened: OpenModel, text: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model and its text are known by when a search goes on."""
+    return {
+        "model": name,
+        "calibration": text["sha256"],
+        "dtype": str(opened.model.dtype).removeprefix("torch."),
+        "weights": fingerprint(opened.model)[:16],
+    }
+
+
+def _one_by_one(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of further models, which archives from before there were any lack, by names of their own."""
+    also = settings.get("also", [])
+    flat = {**settings, "also": [of["model"] for of in also]}
+    for number, of in enumerate(also, 2):
+        flat |= {f"{name} of model {number}": value for name, value in of.items()}
+    return flat
+
+
+def _sizes(opened: Mapping[str, OpenModel], target: Target) -> dict[str, int]:
+    """The number of prunable weights of each model; an error where a layer cannot be pruned so."""
+    sizes = {}
+    for name, each in opened.items():
+        linears = all_linears(InMemoryBlocks(each.model))
+        for linear in linears:
+            target.check_layer(linear.name if len(opened) == 1 else f"{name}, {linear.name}", linear.shape[1])
+        sizes[name] = sum(linear.size for linear in linears)
+    return sizes
+
+
+def _timeout_s(weights: int) -> dict[str, float]:
+    """How long each rung may take with a model of so many prunable weights."""
+    return {rung: base + by_weight * weights for rung, (base, by_weight) in _PATIENCE_S.items()}
+
+
+def _about(names: Sequence[str], opened: Mapping[str, OpenModel], sizes: Mapping[str, int], target: Target) -> str:
+    """What a prompt says of the task."""
+    called: dict[str, list[str]] = {}
+    for name, label in zip(names, labels(names), strict=True):
+        called.setdefault(name, []).append(label)
+    models = "; ".join(f"{' and '.join(called[name])}: {_shape(opened[name], sizes[name])}" for name in opened)
+    several = len(names) > 1
     goal = f"Of every {target.group} consecutive inputs {target.keep} are kept" if target.group else (
         f"{float(target.fraction):.0%} of these weights are removed"
     )  # fmt: skip
-    about = (
-        f"The model is {Path(opened.name).name}: {len(source.blocks)} decoder blocks with {weights / 1e6:.0f} million "
-        f"prunable weights in linear layers ({', '.join(kinds)}). {goal}. Damage is the KL divergence from the "
-        "unpruned model on held-out text, in nats per token; 0 would be perfect."
+    mean = ", the mean over the models" if several else ""
+    return (
+        f"The {'models are' if several else 'model is'} {models}. {goal}. Damage is the KL divergence from the "
+        f"unpruned model on held-out text, in nats per token{mean}; 0 would be perfect."
     )
-    return about, {rung: base + by_weight * weights for rung, (base, by_weight) in _PATIENCE_S.items()}
+
+
+def _shape(opened: OpenModel, weights: int) -> str:
+    source = InMemoryBlocks(opened.model)
+    kinds = dict.fromkeys(linear.name.rsplit(".", 1)[-1] for linear in all_linears(source))
+    return (
+        f"{len(source.blocks)} decoder blocks with {weights / 1e6:.0f} million prunable weights in linear layers "
+        f"({', '.join(kinds)})"
+    )
 
 
 def _tokens(
     opened: OpenModel, calibration: str, sequences: int | None, length: int | None, seed: int, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tokens (B, L) to calibrate on, and to judge on by rung; and what is recorded of them."""
-    more = sum(_JUDGED_ON.values())
+    """Tokens (B, L) to calibrate on, to do so once more for the last word, and to judge on by rung; and what is
+    recorded of them."""
     own = _ON_CPU if opened.model.device.type == "cpu" else _WITH_ACCELERATOR
+    count = own[0] if sequences is None else sequences
+    more = count + sum(_JUDGED_ON.values())
     tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress, more=more, chosen=own)
-    tokens = tokens_BL.numpy()
-    first = len(tokens) - more
-    judged_on: dict[str, np.ndarray] = {}
-    for rung, count in _JUDGED_ON.items():
-        judged_on[rung], first = tokens[first : first + count], first + count
-    return {"calibration": tokens[: len(tokens) - more], "judged_on": judged_on}, text
+    tokens = iter(tokens_BL.numpy())
+    parts = {"calibration": count, "fresh_calibration": count, **_JUDGED_ON}
+    drawn = {name: np.stack(list(islice(tokens, size))) for name, size in parts.items()}
+    judged_on = {rung: drawn.pop(rung) for rung in _JUDGED_ON}
+    return {**drawn, "judged_on": judged_on}, text
 
 
-def _roots(space: Space) -> list[Program]:
-    """Programs of the library that a search starts from."""
-    programs = [algorithms.load(name) for name in algorithms.names()]
-    fitted = [found for program in programs if (found := space.fitted(program))]
+def _roots(space: Space, chosen: Sequence[str] | None) -> list[Program]:
+    """Programs that a search starts from: those that were chosen, or all of the library that fit in."""
+    fitted: list[Program] = []
+    for name in algorithms.names() if chosen is None else chosen:
+        program = algorithms.load(name)
+        if found := space.fitted(program):
+            fitted.append(found)
+        elif chosen is not None:
+            raise AutopruneError(
+                f"a search cannot start from it: {space.refusal(program)}", where=name, remedy="name another one"
+            )
     roots = list({program.digest: program for program in fitted}.values())
     if not roots:
         raise AutopruneError("no program of the library leaves all that is frozen as it is", remedy="freeze less")
@@ -328,19 +398,20 @@ def _proposer(text: str, opened: OpenModel, space: Space, service: Service) -> P
     return Random(space)
 
 
-def _executor(recipe: ModelRecipe, workers: int, ray: str | None, folder: Path) -> Executor:
+def _executor(recipes: Sequence[ModelRecipe], workers: int, ray: str | None, folder: Path) -> Executor:
+    recipe = recipes[0] if len(recipes) == 1 else SeveralRecipe(tuple(recipes))
     if ray is not None:
         return OnRay(recipe, ray)
     return Processes(recipe, workers, logs=folder / "logs") if workers else InProcess(recipe)
 
 
-def _write_winner(archive: Archive, folder: Path, model: str, target: Target) -> str | None:
+def _write_winner(archive: Archive, folder: Path, models: Sequence[str], target: Target) -> str | None:
     """Write the best program to a file that `prune --algorithm` takes."""
     digest = best(archive, RUNGS, FRESH)
     if digest is None:
         return None
     node = next(node for node in archive.nodes() if node.digest == digest)
-    how = f"Found by autoprune search for {Path(model).name} at {target}; hash {digest}."
+    how = f"Found by autoprune search for {', '.join(labels(models))} at {target}; hash {digest}."
     path = folder / WINNER
     with writing_to(path):
         write_text(path, f'"""{how}"""\n\n{node.canonical}')

@@ -36,7 +36,8 @@ def equal_harm(visit: Visit, method: Method, target: Target) -> float:
     """The sparsity at which `masks_only` gives a layer of the unpruned model as much output error as the method does at
     the target; the target's where the method is no better."""
     weight_RC, gram_CC = visit.linear.weight_RC, visit.inputs.gram
-    score_RC, size, compare = visit.score(method.score), visit.linear.size, masks_only(method).compare
+    size, compare = visit.linear.size, masks_only(method).compare
+    score_RC = visit.at(float(target.fraction)).score(method.score)
 
     def harm(pruned_RC: Tensor) -> float:
         return float(output_error(weight_RC, pruned_RC, gram_CC).sum())

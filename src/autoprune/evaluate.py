@@ -60,10 +60,10 @@ def evaluate_tokens(
     B, L = tokens_BL.shape
     losses, reference_losses, divergences, agreements = [], [], [], []
     for tokens_L in tokens_BL:
-        logits_LV = _logits(model, tokens_L)
+        logits_LV = next_logits(model, tokens_L)
         losses.append(_loss(logits_LV, tokens_L))
         if against is not None:
-            reference_LV = _logits(against, tokens_L)
+            reference_LV = next_logits(against, tokens_L)
             reference_losses.append(_loss(reference_LV, tokens_L))
             divergence, agreement = _divergence(reference_LV, logits_LV)
             divergences.append(divergence)
@@ -99,7 +99,8 @@ def perplexity(nats_per_token: float) -> float:
     return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
 
 
-def _logits(model: Any, tokens_L: Tensor) -> Tensor:
+def next_logits(model: Any, tokens_L: Tensor) -> Tensor:
+    """What a model says (L - 1, V) of all tokens but the first."""
     with torch.no_grad():
         return model(input_ids=tokens_L[None].to(input_device(model)), use_cache=False).logits[0, :-1]
 

@@ -112,6 +112,6 @@ def _require_tokenizer(opened: OpenModel) -> None:
 
 def _require_same_tokens(reference: OpenModel, opened: OpenModel, tokens_BL: Tensor) -> None:
     """Refuse two models of which one cannot read the other's tokens."""
-    check_length(reference.model, tokens_BL.shape[1])
+    check_length(reference, tokens_BL.shape[1])
     require_same_vocabulary(reference, opened)
     check_vocabulary(reference.model, tokens_BL, reference.name)

@@ -37,12 +37,14 @@ _WITH_ACCELERATOR, _ON_CPU = (128, 2048), (32, 512)
 _EVALUATION_LENGTH = 2048
 
 
-def check_length(model: Any, length: int, option: str = "--") -> None:
+def check_length(opened: OpenModel, length: int, option: str = "--") -> None:
     """Refuse sequences that are longer than the model's context; `option` is how its name begins."""
-    limit = context_length(model)
+    limit = context_length(opened.model)
     if limit is not None and length > limit:
         raise AutopruneError(
-            f"{option}length {length} is more than the {limit} positions of the model", remedy=f"use at most {limit}"
+            f"{option}length {length} is more than the {limit} positions of the model",
+            where=opened.name,
+            remedy=f"use at most {limit}",
         )
 
 
@@ -92,7 +94,7 @@ def calibration_tokens(
     sequences = chosen_sequences if sequences is None else sequences
     length = chosen_length if length is None else length
     check_size(sequences, length)
-    check_length(opened.model, length)
+    check_length(opened, length)
     if calibration == SELF:
         sampling = Sampling(sequences=sequences + more, length=length, seed=seed)
         progress.stage("the model writes its calibration text", (sequences + more) * (length - 1))
@@ -117,7 +119,7 @@ def evaluation_tokens(
     begin."""
     length = min(_EVALUATION_LENGTH, context_length(opened.model) or _EVALUATION_LENGTH) if length is None else length
     check_size(sequences, length, option)
-    check_length(opened.model, length, option)
+    check_length(opened, length, option)
     if opened.tokenizer is None:
         raise AutopruneError("evaluation needs the model's tokenizer", remedy="pass tokenizer=")
     rule = bos_rule(bos, opened.tokenizer, opened.model.config.model_type)
@@ -125,6 +127,11 @@ def evaluation_tokens(
     check_vocabulary(opened.model, tokens_BL, opened.name)
     record = {"source": data, "sequences": len(tokens_BL), "length": length, "bos": rule}
     return tokens_BL, record | {"sha256": _content(tokens_BL)}
+
+
+def amount_of_text(record: dict[str, Any]) -> str:
+    """What is recorded of calibration or evaluation tokens, in words."""
+    return f"{record['sequences']} × {record['length']} tokens of {record['source']}"
 
 
 def _content(tokens_BL: Tensor) -> str:

@@ -109,6 +109,7 @@ class Solution:
 def solve(visit: Visit, method: Method, target: Target, count: int, *, any_order: bool = False) -> Solution:
     """Choose exactly `count` weights of a layer to go, and values for the others; `any_order` allows its columns to be
     put in another order afterwards."""
+    visit = visit.at(count / visit.linear.size)
     try:
         if any_order and method.refine == "permute":
             return _permuted(visit, method, target, count)

@@ -122,7 +122,8 @@ class InputStatistics:
         return self._dense_CC / self.tokens
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
-        """A statistic of `autoprune.language.STATISTICS` but gradients, for one layer: float32, two-dimensional."""
+        """A statistic of `autoprune.language.STATISTICS` for one layer, but gradients and the sparsity, which inputs do
+        not tell: float32, two-dimensional."""
         match name:
             case "weight":
                 return weight_RC.float()

@@ -64,13 +64,19 @@ NOTHING_MORE: Mapping[int, frozenset[str]] = MappingProxyType({})
 @dataclass(frozen=True)
 class Visit:
     """A linear layer whose input statistics are complete. `depth` is its block's position in [0, 1]; `gradient` is
-    there where the walk was given one; `more` counts the visits that follow before any micro-batch goes on."""
+    there where the walk was given one; `more` counts the visits that follow before any micro-batch goes on; `sparsity`
+    is the share of weights that it loses, once that is settled (`at`)."""
 
     linear: Linear
     inputs: InputStatistics
     depth: float
     gradient: Gradient | None = None
     more: int = 0
+    sparsity: float | None = None
+
+    def at(self, sparsity: float) -> Visit:
+        """The same, for a score that is asked at this sparsity."""
+        return replace(self, sparsity=sparsity)
 
     @property
     def tokens(self) -> int:
@@ -86,6 +92,9 @@ class Visit:
             value = getattr(self.gradient, name, None)
             assert value is not None, "the program names a statistic that was not collected"
             return value
+        if name == "sparsity":
+            assert self.sparsity is not None, "a score is asked at a sparsity"
+            return torch.tensor([[self.sparsity]], device=self.linear.weight_RC.device)
         return self.inputs.statistic(name, self.linear.weight_RC, self.depth)
 
     def score(self, tape: Tape) -> Tensor:

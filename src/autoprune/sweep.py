@@ -341,8 +341,9 @@ def _begun(folder: Path, head: Mapping[str, Any]) -> Iterator[Lines]:
         with writing_to(folder):
             if not path.exists():
                 write_text(path, json.dumps(head) + "\n")
-            before = _head(read_lines(path), path)  # before `Lines`, which would mend what is something else's
-            if _swept(read_lines(path), path).damaged:
+            found = read_lines(path)  # before `Lines`, which would mend what is something else's
+            before = _head(found, path)
+            if _swept(found, path).damaged:
                 raise AutopruneError("the sweep is damaged", where=str(path), remedy="give another --run")
             lines = Lines(path)
         if other := difference(_content(before), _content(head)):

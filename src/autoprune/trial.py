@@ -63,7 +63,7 @@ def observe(
         if norms and visit.inputs.tokens:  # what no token reached has no norm
             dense.norms[linear.name] = visit.inputs.input_norm.clone()
         if score and target:
-            dense.ranks[linear.name] = _ranks(visit.score(score), target, compare)
+            dense.ranks[linear.name] = _ranks(visit.at(float(target.fraction)).score(score), target, compare)
         on_visit(visit)
     return dense
 

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     help="Folder of the search. The same command again goes on where it stopped, after any crash.",
 )
 @click.option(
+    "--also",
+    multiple=True,
+    metavar="MODEL",
+    help="Measure every program on this model too, and judge it by the mean; may be repeated. The same model again is "
+    "another draw of the text. A worker holds all of them.",
+)
+@click.option(
     "--proposer",
     default="self",
     show_default=True,
@@ -31,12 +38,24 @@ if TYPE_CHECKING:
     "batch services), genetic or random (no language model).",
 )
 @click.option("--evaluations", type=int, default=100, show_default=True, help="Proposals in all.")
+@click.option(
+    "--batch",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Proposals made from the same knowledge: many keep many workers busy, few learn sooner.",
+)
 @click.option("--sparsity", type=float, help="Share of weights to remove, in [0, 1). Give this or --pattern.")
 @click.option("--pattern", help="n:m, n weights kept of m consecutive inputs, as 2:4.")
 @click.option(
     "--freeze",
     default="",
     help="Options that programs may not change, as update=none,refine=none,allocate=uniform.  [default: nothing]",
+)
+@click.option(
+    "--roots",
+    help="Programs to start from: names of the library or files, as wanda,ria,mine.prune.  [default: all of the "
+    "library that fit]",
 )
 @click.option(
     "--prompt",
@@ -63,6 +82,7 @@ if TYPE_CHECKING:
 def search(
     model: str,
     run: Path,
+    roots: str | None,
     as_json: bool,
     base_url: str | None,
     timeout_s: float,
@@ -72,6 +92,9 @@ def search(
     **settings: Any,
 ) -> None:
     """Let a language model design pruning algorithms for MODEL, measure them, and keep the best.
+
+    What wins on one model and one draw of text may lose on others: with --also a program's damage is the mean over
+    several.
 
     Every proposal is checked, run apart from this process with limits on time and memory, and measured. The best is
     written to RUN/winner.prune, for `autoprune prune --algorithm`. See also `autoprune algorithms --run RUN` and
@@ -94,7 +117,15 @@ def search(
     )
     with LiveWatch() as watch:
         try:
-            found = discover(model, run=run, service=service, progress=TerminalProgress(), watch=watch, **settings)
+            found = discover(
+                model,
+                run=run,
+                roots=None if roots is None else [name.strip() for name in roots.split(",")],
+                service=service,
+                progress=TerminalProgress(),
+                watch=watch,
+                **settings,
+            )
         except KeyboardInterrupt:
             watch.note("stopped; the same command goes on from here")
             raise

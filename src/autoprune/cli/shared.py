@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -12,6 +10,8 @@ from functools import partialmethod
 from typing import Any
 
 import click
+
+from autoprune.strict_json import strict_json
 
 MODEL_HELP = "MODEL is a hub id, a local folder, a .gguf file, or 'demo' (SmolLM2-135M, needs no network)."
 TEXT_HELP = "file:PATH (.txt, or .jsonl with `text`) or hub:NAME[:CONFIG][:SPLIT]"
@@ -33,16 +33,7 @@ def quiet() -> None:
 
 
 def print_json(record: dict[str, Any]) -> None:
-    print(json.dumps(_finite(record), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: null instead."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(strict_json(record))
 
 
 def shared_options(command: Callable[..., None]) -> Callable[..., None]:

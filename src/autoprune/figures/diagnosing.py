@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from autoprune.diagnosis import Diagnosis
-from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, kind_of, mark, named
+from autoprune.figures.kinds import NORMAL_SKEWNESS, plot_kinds
+from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, mark
 
-_MOST_NAMES = 15  # kinds of layer in a legend
-_NORMAL_SKEWNESS, _NORMAL_L_SKEWNESS = 0.9953, 0.1983
+_NORMAL_L_SKEWNESS = 0.1983
 
 
 def pictures(diagnosis: Diagnosis) -> list[Picture]:
@@ -17,19 +17,13 @@ def pictures(diagnosis: Diagnosis) -> list[Picture]:
 
 
 def _skewness(diagnosis: Diagnosis) -> Picture:
-    values, block_of = np.array(diagnosis.linear_skewness), np.array(diagnosis.block_of)
-    kinds = [kind_of(name) for name in diagnosis.linears]
+    values = diagnosis.linear_skewness
     with axes(counted=True) as axis:
-        for number, kind in enumerate(dict.fromkeys(kinds)):
-            chosen = np.array([own == kind for own in kinds])
-            colour, marker = mark(number)
-            axis.plot(block_of[chosen], values[chosen], marker, color=colour, markersize=4, label=named(kind))
+        plot_kinds(axis, diagnosis.linears, diagnosis.block_of, values)
         if np.nanmax(values) > 10 * np.nanmedian(values):
             axis.set_yscale("log")
-        axis.axhline(_NORMAL_SKEWNESS, color=QUIET, linewidth=1, linestyle="--")
+        axis.axhline(NORMAL_SKEWNESS, color=QUIET, linewidth=1, linestyle="--")
         axis.set(xlabel="block", ylabel="skewness of |w|")
-        if len(set(kinds)) <= _MOST_NAMES:
-            axis.figure.legend(loc="outside lower center", ncols=min(3, len(set(kinds))), handletextpad=0.2)
     says = "A mark for each linear layer; normal weights have 0.995 (dashed)."
     rows = [[name, f"{value:.3f}"] for name, value in zip(diagnosis.linears, values, strict=True)]
     return Picture(
@@ -49,7 +43,7 @@ def _bars(name: str, title: str, says: str, label: str, values: list[float], lin
 
 def _mean_skewness(diagnosis: Diagnosis) -> Picture:
     title, says = "Mean skewness of each block", "The mean over the linear layers of a block."
-    return _bars("mean_skewness", title, says, "mean skewness", diagnosis.mean_skewness, _NORMAL_SKEWNESS)
+    return _bars("mean_skewness", title, says, "mean skewness", diagnosis.mean_skewness, NORMAL_SKEWNESS)
 
 
 def _l_skewness(diagnosis: Diagnosis) -> Picture:

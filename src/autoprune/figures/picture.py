@@ -145,11 +145,6 @@ def log_axis(axis: Any, which: str, values: Sequence[float]) -> None:
     own.set_minor_formatter(NullFormatter())
 
 
-def kind_of(name: str) -> str:
-    """What a layer is, the same in every block: the last part of its name that is no number."""
-    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
-
-
 def check_matplotlib() -> None:
     """Refuse to start work whose pictures could not be drawn."""
     try:

@@ -38,6 +38,7 @@ def _made_up(function: str) -> Mapping[str, Tensor]:
         values["input_mean"] *= torch.randn(_SHAPES[Type.C], generator=generator).sign()
         size_R1 = torch.logspace(-2, 0, _SHAPES[Type.R][0])[:, None]
         values["weight"] = size_R1 * torch.randn(_SHAPES[Type.RC], generator=generator)
+    values["sparsity"] = torch.tensor([[0.6]])  # a share: as a quantile's place, 4 would be the end of everything
     return MappingProxyType(values)
 
 

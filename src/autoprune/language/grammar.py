@@ -104,12 +104,12 @@ def _program(space: Space) -> list[str]:
 def _score_options(space: Space, refine: str, update: str) -> str:
     """The lines that set options of score, for a pair of methods. What does nothing there is left out."""
     method = {"refine": refine, "update": update}
-    idle = {"max_swaps": refine != "swaps", "protect": refine != "swaps", "towards_dense": update == "none"}
+    idle = space.idle(refine, update)
     parts = []
     for option in OPTIONS.values():
         if option.name in method:
             parts.append(_set_to(option, method[option.name]))
-        elif option.function == "score" and (option.name in space.frozen or not idle.get(option.name)):
+        elif option.function == "score" and (option.name in space.frozen or option.name not in idle):
             parts.append(_setting(space, option))
     return _sequence(parts)
 

@@ -181,7 +181,7 @@ class _FunctionReader:
         for position, statement in enumerate(body):
             match statement:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    if name in OPERATORS:
+                    if name in OPERATORS and not OPERATORS[name].symbol:  # `power` is only ever written **
                         raise _refuse(statement, f"'{name}' is an operator", "choose another name")
                     if not name.isascii():  # places count bytes, and look-alike letters mislead
                         raise _refuse(statement, "a name with letters beyond ASCII", "choose another name")

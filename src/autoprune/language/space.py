@@ -8,11 +8,15 @@ from types import MappingProxyType
 
 from autoprune.errors import AutopruneError, nearest
 from autoprune.language.canonical import print_program
-from autoprune.language.program import CHOOSES_MASK, OPTIONS, Program, accepted
+from autoprune.language.program import CHOOSES_MASK, OPTIONS, Option, Program, accepted
 from autoprune.language.reader import read_program
 from autoprune.language.statistics import FUNCTIONS
 
 ALLOCATE, UNIFORM = "allocate", "uniform"
+
+MAX_PRODUCTS = 4
+"""Products with a gram that a program of a search has at most. Each takes as long as collecting the gram from R tokens,
+and a capable model would write a whole solver out step by step (LOG.md): that is what `refine` and `update` are for."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,22 @@ class Space:
             and not (update == "none" and self.frozen.get("towards_dense"))
         )
 
+    @staticmethod
+    def idle(refine: str, update: str) -> frozenset[str]:
+        """Options that do nothing beside these."""
+        idle = {"max_swaps": refine != "swaps", "protect": refine != "swaps", "towards_dense": update == "none"}
+        return frozenset(name for name, is_idle in idle.items() if is_idle)
+
+    @property
+    def offered(self) -> tuple[Option, ...]:
+        """Options that a program may choose, and that do something."""
+        idle = frozenset.intersection(*(self.idle(*method) for method in self.methods))
+        return tuple(
+            option
+            for option in OPTIONS.values()
+            if option.function in self.functions and option.name not in self.frozen and option.name not in idle
+        )
+
     @property
     def needs_allocate(self) -> bool:
         """Whether an option is frozen, at another value than its default, that only an allocation has."""
@@ -104,6 +124,9 @@ class Space:
             for name in tape.statistics:
                 if not FUNCTIONS[tape.function].statistics[name].searched:
                     return f"{name} takes too long to measure for a search; use another statistic"
+        products = sum(node.operator == "matmul" for tape in program.functions for _, node in tape.steps())
+        if products > MAX_PRODUCTS:
+            return f"{products} products with a gram take too long; use {MAX_PRODUCTS} at most"
         defined = {tape.function for tape in program.functions}
         for name, value in self.frozen.items():
             if OPTIONS[name].function in defined and program.options[name] != value:

@@ -35,6 +35,12 @@ _ROWS = [
     Statistic(name="weight", type=Type.RC, doc="The weight matrix of the layer, y = weight @ x."),
     Statistic(name="depth", type=Type.SCALAR, doc="Position of the block: 0 for the first, 1 for the last."),
     Statistic(
+        name="sparsity",
+        type=Type.SCALAR,
+        doc="The share of weights to remove from the layer: a program with a number in its place is about that share "
+        "only.",
+    ),
+    Statistic(
         name="input_norm",
         type=Type.C,
         doc="Root mean square of each input, sqrt(mean of x^2). Wanda's norm divided by sqrt(T).",

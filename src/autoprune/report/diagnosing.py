@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from autoprune.diagnosis import Diagnosis
 from autoprune.figures.diagnosing import pictures
-from autoprune.report.section import Section
+from autoprune.report.section import Section, short_name
 
 
 def diagnosing(diagnosis: Diagnosis) -> Section:
     """The section of a diagnosis."""
-    name = Path(diagnosis.model).name or diagnosis.model
     return Section(
         kind="diagnosis",
-        title=f"How the layers of {name} differ",
+        title=f"How the layers of {short_name(diagnosis.model)} differ",
         facts={
             "Model": diagnosis.model,
             "Blocks": f"{len(diagnosis.blocks)}, with {len(diagnosis.linears)} linear layers",

@@ -41,10 +41,6 @@ class Layout:
         known = self.graph.estimate(self.graph.nodes[digest].same_as or digest) if self.graph.rung(digest) else math.nan
         return known if math.isfinite(known) else None
 
-    @property
-    def is_empty(self) -> bool:
-        return not self.graph.nodes
-
     def x(self, index: int) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (index + 0.5) / max(1, len(self.graph.nodes))
 

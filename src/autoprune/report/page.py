@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,6 +12,7 @@ from autoprune.errors import AutopruneError
 from autoprune.figures.picture import check_matplotlib
 from autoprune.report.samples import Token
 from autoprune.report.section import Section
+from autoprune.strict_json import strict_json
 
 GENERATOR = '<meta name="generator" content="autoprune'
 """By which a page of ours is known."""
@@ -57,16 +56,7 @@ def _trusted(text: str) -> Any:
 
 def _json(value: Mapping[str, Any]) -> Any:
     """JSON that cannot end the element it is in."""
-    return _trusted(json.dumps(_finite(value), allow_nan=False).replace("<", "\\u003c"))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: null instead."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return _trusted(strict_json(value).replace("<", "\\u003c"))
 
 
 def _shade(token: Token) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from autoprune.card import command
-from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, kind_of, log_axis, mark, named
-from autoprune.report.section import Parts, Section
+from autoprune.figures.kinds import NORMAL_SKEWNESS, plot_kinds
+from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, log_axis
+from autoprune.inputs import amount_of_text
+from autoprune.report.section import Parts, Section, short_name
 
-_NORMAL_SKEWNESS = 0.9953
 _WORST = 10
-_MOST_NAMES = 15  # kinds of layer in a legend
 
 _ERROR_BY = {
     "gram": "the Gram matrix of the inputs",
@@ -31,19 +31,18 @@ def pruning(record: Mapping[str, Any], *, missing: Sequence[str] = ()) -> Sectio
     if left := len(record["layers"]) - len(layers):
         parts.missing.append(f"{left} layers cannot be shown: the record is damaged.")
     record = {**record, "layers": layers}
-    costs, name = record.get("blocks", []), str(record["model"]).rstrip("/").rsplit("/", 1)[-1]
+    costs = record.get("blocks", [])
     drawn = [make for make, value in _PICTURES if layers and _known(layers, costs, value)]
     pictures = [parts.attempt("A figure", partial(make, record), None) for make in drawn]
     algorithm = record.get("algorithm", {})
-    made = (
-        {"To make it again": parts.attempt("The command", lambda: command(record), "")} if "sparsity" in record else {}
-    )
+    again = parts.attempt("The command", lambda: command(record), "") if "sparsity" in record else ""
     return Section(
         kind="prune",
-        title=f"{name} pruned to {record.get('target', '?')} by {algorithm.get('name', '?')}",
+        title=f"{short_name(str(record['model']))} pruned to {record.get('target', '?')} "
+        f"by {algorithm.get('name', '?')}",
         says=parts.attempt("The error of the layers", lambda: _says(record), ""),
         facts=parts.attempt("What was done", lambda: _facts(record), {}),
-        commands={what: line for what, line in made.items() if line},
+        commands={"To make it again": again} if again else {},
         programs={algorithm["name"]: algorithm["text"]} if algorithm.get("text") else {},
         pictures=[picture for picture in pictures if picture],
         notes=[*record.get("notes", ()), *_skipped(record.get("skipped", {}))],
@@ -73,7 +72,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
         facts["Zeros"] = f"{record['zeros']:,} of {record['weights']:,} prunable weights {share}"
         facts["Layers"] = f"{len(done)}, with {min(done):.2%} to {max(done):.2%} zeros"
     if text := record.get("settings", {}).get("calibration"):
-        facts["Calibration"] = f"{text['sequences']} × {text['length']} tokens of {text['source']}"
+        facts["Calibration"] = amount_of_text(text)
     if laps := record.get("durations_s"):
         facts["Time"] = ", ".join(f"{what} {_seconds(value)}" for what, value in laps.items())
     return facts
@@ -114,24 +113,16 @@ def _by_kind(
 ) -> Picture:
     """A figure of every layer, by block; a mark and colour for each kind."""
     layers = [layer for layer in record["layers"] if layer.get(value) is not None]
-    kinds = list(dict.fromkeys(kind_of(layer["name"]) for layer in layers))
+    names, values = [layer["name"] for layer in layers], [layer[value] for layer in layers]
     with axes(counted=True) as axis:
-        for number, kind in enumerate(kinds):
-            own = [layer for layer in layers if kind_of(layer["name"]) == kind]
-            colour, marker = mark(number)
-            blocks = [block_of(layer["name"]) for layer in own]
-            axis.plot(blocks, [layer[value] for layer in own], marker, color=colour, markersize=4, label=named(kind))
+        plot_kinds(axis, names, [block_of(name) for name in names], values)
         if line is not None:
             axis.axhline(line, color=QUIET, linewidth=1, linestyle="--")
-        values = [layer[value] for layer in layers]
         if log:
             log_axis(axis, "y", values)
         axis.set(xlabel="block", ylabel=label)
-        if len(kinds) <= _MOST_NAMES:
-            axis.figure.legend(loc="outside lower center", ncols=min(3, len(kinds)), handletextpad=0.2)
-        figure = axis.figure
-    rows = [[layer["name"], f"{layer[value]:.4g}"] for layer in layers]
-    return Picture(value, title, says, figure, Table(["layer", label], rows))
+    rows = [[name, f"{figure:.4g}"] for name, figure in zip(names, values, strict=True)]
+    return Picture(value, title, says, axis.figure, Table(["layer", label], rows))
 
 
 def _sparsity(record: Mapping[str, Any]) -> Picture:
@@ -159,7 +150,7 @@ def _skewness(record: Mapping[str, Any]) -> Picture:
         "(dashed). More means outliers."
     )
     wide = max(values) > 10 * max(float(np.median(values)), 1e-9)
-    return _by_kind(record, "skewness", "skewness of |w|", "Skewness of each layer", says, wide, _NORMAL_SKEWNESS)
+    return _by_kind(record, "skewness", "skewness of |w|", "Skewness of each layer", says, wide, NORMAL_SKEWNESS)
 
 
 def _error(record: Mapping[str, Any]) -> Picture:

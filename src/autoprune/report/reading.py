@@ -65,7 +65,7 @@ def read(path: Path) -> Section:
         raise AutopruneError("there is nothing at this path", where=str(path), remedy=WANTED)
     empty = path.is_dir() and not any(path.iterdir())
     what = "the folder is empty" if empty else "no prune, diagnosis, sweep or search"
-    raise AutopruneError(f"{what}", where=str(path), remedy=WANTED)
+    raise AutopruneError(what, where=str(path), remedy=WANTED)
 
 
 def _diagnosis(record: Mapping[str, Any]) -> Diagnosis:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from autoprune.budget import available
-from autoprune.data import bos_rule, token_sequences
 from autoprune.errors import AutopruneError
+from autoprune.evaluate import next_logits
 from autoprune.files import SIDECAR
 from autoprune.generate import Sampling, self_calibration
-from autoprune.inputs import check_vocabulary, evaluation_mode, opened_model, require_same_vocabulary
-from autoprune.models import context_length, input_device
+from autoprune.inputs import check_vocabulary, evaluation_mode, evaluation_tokens, opened_model, require_same_vocabulary
+from autoprune.models import context_length
 from autoprune.progress import Progress
 from autoprune.report.reading import record_of
 
@@ -125,8 +125,7 @@ def samples(pruned: Path, wanted: Wanted, progress: Progress) -> Samples:
             tokens_BL = self_calibration(dense.model, tokenizer, sampling, progress.advance)
             says = "The unpruned model wrote these texts."
         else:
-            rule = bos_rule("auto", tokenizer, dense.model.config.model_type)
-            tokens_BL = token_sequences(data, tokenizer, sequences=count, length=length, bos=rule)
+            tokens_BL, _ = evaluation_tokens(dense, data, count, length, "auto")
             says = f"The first {count} × {length} tokens of {data}."
             if (record["settings"]["calibration"] or {}).get("source") == data:
                 says += " The pruning was calibrated on that text, so on others more may be lost."
@@ -154,10 +153,7 @@ def sample(dense_model: Any, pruned_model: Any, tokenizer: Any, tokens_L: Tensor
 
 def _losses(model: Any, tokens_L: Tensor) -> tuple[list[float], list[int]]:
     """Loss of every token but the first, and what the model held likeliest in its place."""
-    with torch.no_grad():
-        logits_LV = (
-            model(input_ids=tokens_L[None].to(input_device(model)), use_cache=False).logits[0, :-1].float().cpu()
-        )
+    logits_LV = next_logits(model, tokens_L).float().cpu()
     losses_L = torch.nn.functional.cross_entropy(logits_LV, tokens_L[1:], reduction="none")
     return losses_L.tolist(), logits_LV.argmax(-1).tolist()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from autoprune.figures.picture import COLOURS, QUIET, Picture, Table, axes, log_axis, named
 from autoprune.report.graph import Layout
-from autoprune.report.section import Parts, Section
+from autoprune.report.section import Parts, Section, short_name
 from autoprune.search.account import Account, Row, account, best
 from autoprune.search.archive import Archive
 from autoprune.search.graph import Graph
@@ -47,7 +48,9 @@ def _section(archive: Archive, path: Path, rungs: Sequence[str], fresh: str) -> 
     if layout and layout.damage:
         pictures.insert(0, parts.attempt("A figure", lambda: [layout.picture()], []))
     tables = [_leaderboard(told)] if told and told.rows else []
-    name = str(settings.get("model", "an unknown model")).rstrip("/").rsplit("/", 1)[-1]
+    if told:
+        tables += parts.attempt("The cost", lambda: [_cost(archive, graph, told)], [])
+    name = " and ".join(map(short_name, _models(settings))) or "an unknown model"
     program = graph.nodes.get(winner or "")
     return Section(
         kind="search",
@@ -58,17 +61,21 @@ def _section(archive: Archive, path: Path, rungs: Sequence[str], fresh: str) -> 
         programs={f"winner {winner}": program.canonical} if program else {},
         graph=parts.attempt("The graph", layout.data, None) if layout and graph.nodes else None,
         pictures=[picture for found in pictures for picture in found],
-        tables=[
-            *tables,
-            *([parts.attempt("The cost", lambda: _cost(archive, graph, told), Table([], []))] if told else []),
-        ],
+        tables=tables,
         missing=parts.missing,
     )
 
 
+def _models(settings: Mapping[str, Any]) -> Counter[str]:
+    """The model, if it is known, and those that programs were measured on too; on how many draws of text each."""
+    return Counter(str(of["model"]) for of in (settings, *settings.get("also", [])) if "model" in of)
+
+
 def _facts(settings: Mapping[str, Any], told: Account) -> dict[str, str]:
-    known = {"Model": "model", "Target": "target", "Proposer": "proposer", "Prompt": "prompt", "Seed": "seed"}
-    facts = {label: str(settings[name]) for label, name in known.items() if name in settings}
+    models = [f"{name} ({draws} draws of text)" if draws > 1 else name for name, draws in _models(settings).items()]
+    facts = {"Model": ", ".join(models)} if models else {}
+    known = {"Target": "target", "Proposer": "proposer", "Prompt": "prompt", "Seed": "seed"}
+    facts |= {label: str(settings[name]) for label, name in known.items() if name in settings}
     facts["Frozen"] = str(settings.get("freeze") or "nothing")
     facts["Rungs"] = _RUNGS
     facts["Proposals"] = ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items()) or "none"
@@ -189,36 +196,30 @@ def _correlations(archive: Archive, graph: Graph) -> list[Picture]:
 
 
 def _effects(archive: Archive, graph: Graph) -> list[Picture]:
-    effects = [effect for effect in graph.effects() if math.isfinite(effect.mean)]
+    effects = [effect for effect in graph.effects if math.isfinite(effect.median)]
     if not effects:
         return []
     shown = effects if len(effects) <= 2 * _TRAITS else [*effects[:_TRAITS], *effects[-_TRAITS:]]
     shown = shown[::-1]
     with axes(height=0.9 + 0.26 * len(shown)) as axis:
-        colours = [COLOURS[2] if effect.mean < 0 else COLOURS[1] for effect in shown]
-        axis.barh(
-            range(len(shown)),
-            [effect.mean for effect in shown],
-            xerr=[effect.error for effect in shown],
-            color=colours,
-            ecolor=QUIET,
-        )
-        axis.set_yticks(range(len(shown)), [f"{effect.trait} ({effect.steps})" for effect in shown])
+        colours = [COLOURS[2] if effect.median < 0 else COLOURS[1] for effect in shown]
+        axis.barh(range(len(shown)), [effect.median for effect in shown], color=colours)
+        axis.set_yticks(range(len(shown)), [f"{effect.trait} ({effect.helped} of {effect.steps})" for effect in shown])
         axis.grid(axis="y", visible=False)
-        axis.set(xlabel="mean effect, nats a token (steps)")
+        axis.set(xlabel="median effect, nats a token (steps in which it helped)")
     first = effects[0]
     says = (
         f"{len(effects)} traits, over the steps that added one (or removed it, with the sign turned). {first.trait} "
-        f"helped most: {first.mean:+.3f} ± {first.error:.3f}."
+        f"helped most often: in {first.helped} of {first.steps} steps, {first.median:+.3f} nats in the median."
     )
-    rows = [[effect.trait, f"{effect.mean:+.4f}", f"{effect.error:.4f}", str(effect.steps)] for effect in effects]
+    rows = [[effect.trait, f"{effect.median:+.4f}", str(effect.helped), str(effect.steps)] for effect in effects]
     return [
         Picture(
             "traits",
             "What each trait did",
             says,
             axis.figure,
-            Table(["trait", "mean effect", "standard error", "steps"], rows),
+            Table(["trait", "median effect", "helped in", "of steps"], rows),
         )
     ]
 

@@ -10,6 +10,12 @@ from autoprune.figures.picture import Picture, Table
 
 T = TypeVar("T")
 
+
+def short_name(model: str) -> str:
+    """A model as a title names it: the last part of a path or hub id."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 """What reading a record raises that is not as it was written."""
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 from autoprune.figures.picture import QUIET, Picture, Table, axes, log_axis, mark, named
-from autoprune.report.section import Section
-from autoprune.sweep import Point, Sweep
+from autoprune.inputs import amount_of_text
+from autoprune.report.section import Section, short_name
+from autoprune.sweep import Point, Sweep, targets
 
 
 def sweeping(sweep: Sweep) -> Section:
     """The section of a sweep."""
-    name = sweep.model.rstrip("/").rsplit("/", 1)[-1]
     failed = [point for point in sweep.points if point.error]
     missing = [f"{point.algorithm} at {point.target}: {point.error}" for point in failed]
     if sweep.dense is None:
@@ -29,14 +29,13 @@ def sweeping(sweep: Sweep) -> Section:
     settings = sweep.settings
     facts = {"Model": sweep.model}
     for label, key in (("Measured on", "data"), ("Calibration", "calibration")):
-        text = settings[key]
-        facts[label] = f"{text['sequences']} × {text['length']} tokens of {text['source']}"
+        facts[label] = amount_of_text(settings[key])
     facts["Propagation"] = settings["propagation"]
     if sweep.dense:
         facts["Unpruned"] = f"perplexity {sweep.dense.perplexity:.2f}"
     return Section(
         kind="sweep",
-        title=f"{name} over sparsity",
+        title=f"{short_name(sweep.model)} over sparsity",
         facts=facts,
         missing=missing,
         pictures=pictures(sweep),
@@ -116,15 +115,12 @@ def _least(known: Sequence[tuple[Point, float]]) -> str:
 
 def _share(target: str) -> float:
     """Of the weights that go."""
-    if ":" not in target:
-        return float(target)
-    keep, group = map(int, target.split(":"))
-    return 1 - keep / group
+    return float(targets([target])[0].fraction)
 
 
 def _tables(sweep: Sweep) -> Sequence[Table]:
     found = {point.target for point in sweep.points}
-    targets = sorted(found, key=lambda target: (":" in target, _share(target), target))
+    columns = sorted(found, key=lambda target: (":" in target, _share(target), target))
     by_place = {(point.algorithm, point.hash, point.target): point for point in sweep.points}
     tables = []
     for title, value, digits in (
@@ -133,9 +129,9 @@ def _tables(sweep: Sweep) -> Sequence[Table]:
     ):
         rows = []
         for key, algorithm in sweep.names.items():
-            points = [by_place.get((*key, target)) for target in targets]
+            points = [by_place.get((*key, target)) for target in columns]
             figures = [getattr(point, value) if point else None for point in points]
             rows.append([algorithm, *("–" if figure is None else f"{figure:.{digits}f}" for figure in figures)])
         if rows:
-            tables.append(Table(["algorithm", *targets], rows, title=title))
+            tables.append(Table(["algorithm", *columns], rows, title=title))
     return tables

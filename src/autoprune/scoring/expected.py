@@ -66,7 +66,7 @@ class Expected:
     def _curve(self, index: int) -> list[float]:
         linear = self.store.linears[index]
         piece = Piece(self.store, linear, part_of(linear, _ROWS, _COLUMNS, self.target.group, self.seed))
-        visit = piece.visit(self.method)
+        visit = piece.visit(self.method).at(float(self.target.fraction))
         score_RC, weight_RC = visit.score(self.method.score), visit.linear.weight_RC
         plain = Target.of(0.5)
         return [

@@ -10,7 +10,7 @@ Legend: B sequences, L tokens per sequence, N linear layers, R rows, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,8 +97,8 @@ class Probe:
     def __init__(self, bench: Bench):
         self.bench = bench
 
-    def __call__(self, program: Program) -> tuple[np.ndarray, str]:
-        """Damage by part, and the signature."""
+    def __call__(self, program: Program) -> tuple[np.ndarray, str, dict[str, float]]:
+        """Damage by part, the signature, and the harm by name of the layer, where the reference's is 1."""
         bench, method = self.bench, Method.of(program)
         sparsity_N = bench.sparsity_N(program)
         expected = bench.expected.damage(sparsity_N)
@@ -107,7 +107,8 @@ class Probe:
             harm, keep_RC = _tried(piece, method.undamaged, bench.target)
             found.append(harm / reference if reference > 0 else 1.0)
             kept.append(keep_RC)
-        return expected * np.array(found), signature(method, kept, sparsity_N.tolist())
+        harm = {piece.linear.name: round(ratio, 3) for piece, ratio in zip(self._pieces, found, strict=True)}
+        return expected * np.array(found), signature(method, kept, sparsity_N.tolist()), harm
 
     @cached_property
     def _pieces(self) -> list[Piece]:
@@ -136,13 +137,14 @@ class Quick:
         bench, method = self.bench, Method.of(program).undamaged
         equal, masks = self._equal(method), masks_only(method)
         shift = equal - float(bench.target.fraction)
-        lost = dict(zip(bench.store.linears, bench.sparsity_N(program) + shift, strict=True))
+        lost = dict(zip(bench.store.linears, bench.sparsity_N(program), strict=True))
         gradients = GRADIENTS & masks.collects
 
         def masked(linear: Linear) -> Tensor:
             visit = bench.store.visit(linear, gradients)
-            count = int(min(max(lost[linear], 0.0), 1.0) * linear.size)
-            return linear.weight_RC * keep_mask(visit.score(masks.score), bench.target, count, masks.compare)
+            count = int(min(max(lost[linear] + shift, 0.0), 1.0) * linear.size)
+            score_RC = visit.at(float(lost[linear])).score(masks.score)  # as `equal_harm` asks it
+            return linear.weight_RC * keep_mask(score_RC, bench.target, count, masks.compare)
 
         return self.judge.divergence(masked), equal
 
@@ -161,11 +163,11 @@ class Quick:
 class Full:
     """Divergence of the model after the real prune. All that a prune may change is put back afterwards."""
 
-    def __init__(self, bench: Bench, judges: Mapping[str, Judge]):
-        self.bench, self.judges = bench, judges
+    def __init__(self, bench: Bench, judge: Judge):
+        self.bench, self.judge = bench, judge
 
-    def __call__(self, program: Program, judged_by: str) -> np.ndarray:
-        """Divergence (B,) of each sequence of the judge of that name."""
+    def __call__(self, program: Program) -> np.ndarray:
+        """Divergence (B,) of each sequence."""
         bench, method = self.bench, Method.of(program)
         source, tokens_BL = bench.source, bench.tokens_BL
         allocation = Allocation.own(program)
@@ -177,7 +179,7 @@ class Full:
         gradients = bench.store.gradients(GRADIENTS & method.collects)
         with self._put_back():
             prune_blocks(source, recipe, tokens_BL, lambda layer: None, gradients, channels)
-            return self.judges[judged_by].divergence(lambda linear: None)
+            return self.judge.divergence(lambda linear: None)
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,14 @@ from autoprune.sparsity import Target
 
 PROBE, QUICK, FULL, FRESH = "probe", "quick", "full", "fresh"
 RUNGS = (PROBE, QUICK, FULL)
-"""From the cheapest on. FRESH is FULL on tokens that no search has seen, for the last word."""
+"""From the cheapest on. FRESH is FULL once more, for the last word: calibrated and judged on tokens that no search has
+seen, since a good proposer fits programs to the calibration tokens too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """How to make a scorer, on any machine that can open the model. Tokens are int64 (B, L) each: those that programs
-    are calibrated on, and those they are judged on, which differ."""
+    are calibrated on, for FRESH others than for all other rungs, and those they are judged on, which differ."""
 
     model: str
     dtype: str
@@ -42,30 +44,41 @@ class ModelRecipe:
     propagation: str
     seed: int
     calibration: np.ndarray
+    fresh_calibration: np.ndarray
     judged_on: Mapping[str, np.ndarray]  # by rung: QUICK, FULL, FRESH
     timeout_s: Mapping[str, float]
     threads: int | None = None
 
     def make(self) -> ModelScorer:
+        return self.scorer(self.opened())
+
+    def opened(self) -> OpenModel:
+        return open_model(self.model, dtype=self.dtype, device=self.device)
+
+    def scorer(self, opened: OpenModel) -> ModelScorer:
+        """A scorer on the model, which is open already."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        return ModelScorer(self, open_model(self.model, dtype=self.dtype, device=self.device), Silent())
+        return ModelScorer(self, opened, Silent())
 
 
 class ModelScorer:
     """Scores programs on an open model. Whatever a program does, the model is as it was afterwards."""
 
     def __init__(self, recipe: ModelRecipe, opened: OpenModel, progress: Progress):
-        self.recipe, self.source = recipe, InMemoryBlocks(opened.model)
+        self.recipe, self.source, self.progress = recipe, InMemoryBlocks(opened.model), progress
         opened.model.eval()
-        tokens_BL = torch.from_numpy(recipe.calibration)
-        self.bench = Bench(
+        self.bench = self._bench(recipe.calibration)
+
+    def _bench(self, calibration: np.ndarray) -> Bench:
+        tokens_BL = torch.from_numpy(calibration)
+        return Bench(
             source=self.source,
-            target=recipe.target,
+            target=self.recipe.target,
             tokens_BL=tokens_BL,
-            propagation=recipe.propagation,
-            seed=recipe.seed,
-            store=Store(self.source, tokens_BL, progress),
+            propagation=self.recipe.propagation,
+            seed=self.recipe.seed,
+            store=Store(self.source, tokens_BL, self.progress),
         )
 
     def prepare(self) -> None:
@@ -91,12 +104,14 @@ class ModelScorer:
     def _measure(self, rung: str, program: Program) -> Outcome:
         match rung:
             case "probe":
-                parts, signature = self._probe(program)
-                return _outcome(parts, signature=signature)
+                parts, signature, harm = self._probe(program)
+                return _outcome(parts, signature=signature, harm=harm)
             case "quick":
                 parts, judged_at = self._quick(program)
                 return _outcome(parts, judged_at=judged_at)
-        return _outcome(self._full(program, rung))
+            case "full":
+                return _outcome(self._full(program))
+        return _outcome(self._fresh(program))
 
     @cached_property
     def _probe(self) -> Probe:
@@ -108,7 +123,11 @@ class ModelScorer:
 
     @cached_property
     def _full(self) -> Full:
-        return Full(self.bench, {rung: self._judge(rung) for rung in self.recipe.judged_on if rung != QUICK})
+        return Full(self.bench, self._judge(FULL))
+
+    @cached_property
+    def _fresh(self) -> Full:
+        return Full(self._bench(self.recipe.fresh_calibration), self._judge(FRESH))
 
     def _judge(self, rung: str) -> Judge:
         """The judge of a rung; what the unpruned model says is kept in the store's folder."""
@@ -117,7 +136,7 @@ class ModelScorer:
         return kept_judge(self.source, tokens_BL, self.bench.store.folder / f"judge-{digest}")
 
 
-def _outcome(parts_B: np.ndarray, *, signature: str = "", **figures: float) -> Outcome:
+def _outcome(parts_B: np.ndarray, *, signature: str = "", **figures: Any) -> Outcome:
     """The mean of the parts; what is not finite counts as the worst."""
     parts_B = np.minimum(np.nan_to_num(parts_B, nan=WORST, posinf=WORST), WORST)
     damage = float(parts_B.mean())

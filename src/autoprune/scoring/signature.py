@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +32,18 @@ def signature(method: Method, keep: Sequence[Tensor], sparsity_N: Sequence[float
     return json.dumps({"kept": bits, "after": after, "shares": [round(float(share), 4) for share in sparsity_N]})
 
 
+def joined(signatures: Sequence[str]) -> str:
+    """Of a program on several models, from that on each; none where there is none on any."""
+    return json.dumps([json.loads(text) for text in signatures]) if all(signatures) else ""
+
+
 def alike(one: str, other: str) -> bool:
-    """Whether two programs do the same, as far as signatures tell."""
-    first, second = json.loads(one), json.loads(other)
+    """Whether two programs do the same, as far as signatures tell; with several models on every one of them."""
+    first, second = (found if isinstance(found, list) else [found] for found in (json.loads(one), json.loads(other)))
+    return len(first) == len(second) and all(map(_alike, first, second))
+
+
+def _alike(first: dict[str, Any], second: dict[str, Any]) -> bool:
     if first["after"] != second["after"] or len(first["shares"]) != len(second["shares"]):
         return False
     if np.abs(np.subtract(first["shares"], second["shares"])).max() > _SAME_SHARE:

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from autoprune.errors import AutopruneError
 from autoprune.search.archive import Archive, Edge, Node
@@ -24,13 +25,47 @@ _LEAST_PAIRS = 10  # programs that two rungs must have measured before their cor
 
 @dataclass(frozen=True)
 class Effect:
-    """What a trait did: the mean difference in nats a token over the steps that added it (or, with the sign turned,
-    removed it), its standard error, and how many they were."""
+    """What a trait did, over the steps that added it (or, with the sign turned, removed it): the median difference in
+    nats a token, how many they were, and in how many of them it helped. A median, since one bad program in ten is a
+    hundred times worse than its parent, and would be all that a mean is about."""
 
     trait: str
-    mean: float
-    error: float
+    median: float
+    helped: int
     steps: int
+
+    @property
+    def share(self) -> float:
+        """Share of steps in which it helps, expected after so many (Laplace's rule): two of two are not yet always."""
+        return (self.helped + 1) / (self.steps + 2)
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """What is expected of a program on a rung, from its damage on the one before: `factor` times that, the median ratio
+    of the programs that have been on both. But those that the lower rung likes best are those that it flatters most:
+    below the `pivot`, their median, damage changes only by this `power` of it."""
+
+    factor: float
+    pivot: float
+    power: float
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float]) -> _Relation:
+        pairs = sorted((a, b) for a, b in zip(first, second, strict=True) if a > 0 and b > 0)
+        if not pairs:
+            return cls(1.0, 0.0, 1.0)
+        factor, pivot = statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
+        better = [(math.log(a), math.log(b)) for a, b in pairs if a <= pivot]
+        if len(better) < _LEAST_PAIRS or better[0][0] == better[-1][0]:
+            return cls(factor, 0.0, 1.0)
+        slope = statistics.linear_regression(*zip(*better, strict=True)).slope
+        return cls(factor, pivot, min(max(slope, 0.0), 1.0))
+
+    def __call__(self, damage: float) -> float:
+        if not 0 < damage < self.pivot:
+            return self.factor * damage
+        return self.factor * self.pivot * (damage / self.pivot) ** self.power
 
 
 class Graph:
@@ -72,31 +107,24 @@ class Graph:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """All distinct programs that any rung has measured, the best first.
-
-        Damage at a lower rung is taken to the highest by the median ratio of the two over the programs that have both.
-        """
+        """All distinct programs that any rung has measured, the best first."""
         return sorted((digest for digest in self.distinct if self.rung(digest)), key=self.estimate)
 
     def estimate(self, digest: str) -> float:
-        """Damage at the highest rung, as far as it is known."""
+        """Damage at the highest rung, as far as it is known: that at a lower one is taken up rung by rung."""
         rung = self.rung(digest)
         assert rung is not None
         outcome = self.outcome(digest, rung)
         assert outcome is not None
         assert outcome.damage is not None
-        return outcome.damage * self._scale[rung]
+        damage = outcome.damage
+        for relation in self._relations[self.rungs.index(rung) :]:
+            damage = relation(damage)
+        return damage
 
     @cached_property
-    def _scale(self) -> dict[str, float]:
-        scale, factor = {}, 1.0
-        for index in range(len(self.rungs) - 1, -1, -1):
-            if index + 1 < len(self.rungs):
-                first, second = self.both(self.rungs[index], self.rungs[index + 1])
-                ratios = [b / a for a, b in zip(first, second, strict=True) if a > 0 and b > 0]
-                factor *= statistics.median(ratios) if ratios else 1.0
-            scale[self.rungs[index]] = factor
-        return scale
+    def _relations(self) -> list[_Relation]:
+        return [_Relation.of(*self.both(low, high)) for low, high in pairwise(self.rungs)]
 
     # ---------------------------------------------------------------- choosing
 
@@ -146,8 +174,31 @@ class Graph:
         steps = [edge for edge in self.edges if edge.parents[:1] == (parent,) and edge.verdict == REFUTED]
         return sorted(steps, key=lambda edge: -(edge.observed or 0.0))
 
+    def confirmed(self) -> list[Edge]:
+        """Steps anywhere that made a program better, those first that led to the best."""
+        steps = [edge for edge in self.made_by.values() if edge.verdict == CONFIRMED and edge.child in self.places]
+        # Better, not only shorter.
+        steps = [edge for edge in steps if (edge.observed or 0.0) < -_NOISE * (edge.noise or 0.0)]
+        return sorted(steps, key=lambda edge: self.places[edge.child])
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each distinct program, from 0 for the best."""
+        return {digest: place for place, digest in enumerate(self.ranked)}
+
+    @cached_property
+    def noise(self) -> float | None:
+        """By how much two programs have to differ at the highest rung before it means something: the median of the
+        steps that it has measured; None where there is none."""
+        last = self.rungs[-1]
+        steps = [(edge.child, edge.parents[0]) for edge in self.edges if edge.parents]
+        seen = [self.observed(*step) for step in steps if all(self.outcome(digest, last) for digest in step)]
+        errors = [found[1] for found in seen if found]
+        return _NOISE * statistics.median(errors) if errors else None
+
+    @cached_property
     def effects(self) -> list[Effect]:
-        """What each trait did, over all steps that added or removed it; the most helpful first."""
+        """What each trait did, over all steps that added or removed it; what helped most often first."""
         found: dict[str, list[float]] = {}
         for edge in self.edges:
             if edge.observed is None or not edge.parents or edge.child not in self.nodes:
@@ -159,11 +210,11 @@ class Graph:
             for trait in before - after:
                 found.setdefault(trait, []).append(-edge.observed)
         effects = [
-            Effect(trait, statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)), len(values))
+            Effect(trait, statistics.median(values), sum(value < 0 for value in values), len(values))
             for trait, values in found.items()
             if len(values) > 1
         ]
-        return sorted(effects, key=lambda effect: (effect.mean, effect.trait))
+        return sorted(effects, key=lambda effect: (-effect.share, effect.median, effect.trait))
 
     def observed(self, child: str, parent: str) -> tuple[float, float] | None:
         """By how much a program's damage differs from its parent's at the highest rung that both have, and the standard

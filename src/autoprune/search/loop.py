@@ -21,14 +21,14 @@ from autoprune.search.archive import Archive, Call, Edge, Evaluation, Node, Prop
 from autoprune.search.graph import Graph, verdict
 from autoprune.search.prompt import Prompter
 from autoprune.search.protocol import Answer, Executor, Outcome, Proposer, Request, Task
-from autoprune.search.reply import Reply, parse_reply
+from autoprune.search.reply import Reply, parse_reply, sound
 from autoprune.search.traits import traits
 
 MEASURED, DUPLICATE, REFUSED, FAILED, SILENT = "measured", "duplicate", "refused", "failed", "silent"
 """What becomes of a proposal: it was measured; it does what an earlier one does; the checker refused it; measuring
 failed; no answer came."""
 
-_WEIGHTS = {"mutate": 5, "combine": 2, "simplify": 1, "transfer": 2}
+_WEIGHTS = {"mutate": 3, "combine": 3, "simplify": 1, "transfer": 3}  # about as often as each has helped (LOG.md)
 _TWO_PARENTS = ("combine", "transfer")
 
 _BETTER_HALF = 0.5  # of what the first rung has measured goes on to the second
@@ -47,7 +47,7 @@ class Settings:
     space: Space
     evaluations: int
     seed: int = 0
-    batch: int = 8
+    batch: int = 4
     rungs: tuple[str, ...] = ("probe", "quick", "full")
     fresh: str = "fresh"
     finalists: int = 3
@@ -167,7 +167,11 @@ class Search:
         answers = self._answers(graph, steps, [step.prompt for step in steps], 0)
         for step in steps:
             self._read(step, answers[step.number])
-        wrong = [step for step in steps if step.outcome == REFUSED] if self.proposer.repairs else []
+        for step in steps:
+            if step.program and step.program.digest in graph.nodes:
+                step.detail = self.prompter.known(graph, step.program.digest)
+        wrong = [step for step in steps if step.outcome == REFUSED or (step.program and step.detail)]
+        wrong = wrong if self.proposer.repairs else []
         prompts = [self.prompter.repair(step.prompt, answers[step.number].text, step.detail) for step in wrong]
         for number, answer in self._answers(graph, wrong, prompts, 1).items():
             step = next(step for step in wrong if step.number == number)
@@ -182,9 +186,11 @@ class Search:
         return random.Random(f"{self.settings.seed}:{number}:{purpose}")
 
     def _answers(self, graph: Graph, steps: Sequence[_Step], prompts: Sequence[str], turn: int) -> dict[int, Answer]:
-        """By step; from the archive where they have come before."""
+        """By step; from the archive where the same has been asked before (with another batch, a step may ask else)."""
+        asked = {step.number: sound(prompt) for step, prompt in zip(steps, prompts, strict=True)}
         calls = [call for step in steps for call in self.archive.calls(step.number) if call.round == turn]
-        answers = {call.step: call.answer for call in calls}
+        known = frozenset(graph.nodes)
+        answers = {call.step: call.answer for call in calls if call.prompt == asked[call.step]}
         requests = [
             Request(
                 step=step.number,
@@ -193,6 +199,7 @@ class Search:
                 parents=tuple(graph.nodes[digest].canonical for digest in step.parents),
                 prompt=prompt,
                 seed=self._rng(step.number, f"answer {turn}").getrandbits(48),
+                known=known,
             )
             for step, prompt in zip(steps, prompts, strict=True)
             if step.number not in answers

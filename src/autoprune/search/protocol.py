@@ -21,7 +21,8 @@ OPERATORS = {
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One question to a proposer. `parents` are canonical program texts, the one to be improved first; whatever is
-    left to chance in answering it is drawn from `seed`. `round` 0 is the proposal, 1 its repair."""
+    left to chance in answering it is drawn from `seed`. `round` 0 is the proposal, 1 its repair. `known` are digests of
+    programs that are there already: another one is wanted."""
 
     step: int
     round: int
@@ -29,6 +30,7 @@ class Request:
     parents: tuple[str, ...]
     prompt: str
     seed: int
+    known: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,14 @@ MAX_CHARACTERS = 200_000
 """Of a reply that are read; a program has 20,000 at most."""
 
 _MAX_FIELD = 2_000
+_A_FEW = 10  # characters that a thought may share with the prompt
+
+ASKED_FOR = {
+    "diagnosis": "what limits the parent, in one sentence",
+    "hypothesis": "what your change does about it, and why it should help, in one sentence",
+    "predicted": "the change of the damage you expect, in nats per token, as -0.05",
+}
+"""What a prompt says of each field. Small models copy it: then it is no thought of theirs."""
 
 _FIELDS = {
     "diagnosis": "diagnosis",
@@ -54,10 +62,17 @@ def parse_reply(text: str) -> Reply:
     program = _dedented((_block(given) or given) if "def " in given else _program(text, labelled.get("program", "")))
     return Reply(
         program=sound(program).replace("\x00", ""),  # JSON can bring in what the text did not have
-        diagnosis=one_line(fields.get("diagnosis", ""), _MAX_FIELD),
-        hypothesis=one_line(fields.get("hypothesis", ""), _MAX_FIELD),
-        predicted=_number(fields.get("predicted", "")),
+        diagnosis=_thought(fields, "diagnosis"),
+        hypothesis=_thought(fields, "hypothesis"),
+        predicted=_number(_thought(fields, "predicted")),
     )
+
+
+def _thought(fields: dict[str, str], name: str) -> str:
+    """A field in one line; "" where the words of the prompt came back."""
+    text = one_line(fields.get(name, ""), _MAX_FIELD)
+    copied = text.rstrip(". ").lower()
+    return "" if len(copied) > _A_FEW and ASKED_FOR[name].startswith(copied) else text
 
 
 def sound(text: str) -> str:

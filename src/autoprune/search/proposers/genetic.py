@@ -8,11 +8,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from autoprune.language import Program, read_program
 from autoprune.language.sample import Variant, crossed, grafted, mutated, random_program, simplified
 from autoprune.language.space import Space
 from autoprune.search.protocol import Answer, Request
+
+_TRIES = 8
+"""Draws for an answer, until one is a program that is not known."""
 
 TWICE = 0.15
 """How often a mutation is followed by another: some improvements take two steps, of which neither helps alone."""
@@ -81,9 +85,17 @@ def _answers(
     model: str, make: Callable[[Request, random.Random], Variant], requests: Sequence[Request]
 ) -> Iterator[tuple[Request, Answer]]:
     for request in requests:
-        started = time.perf_counter()
-        variant = make(request, random.Random(request.seed))
+        started, rng = time.perf_counter(), random.Random(request.seed)
+        otherwise = replace(request, operator="mutate")  # there are few ways to simplify
+        drawn = [make(request, rng)]
+        while _is_known(drawn[-1], request) and len(drawn) < _TRIES:
+            drawn.append(make(request if len(drawn) < _TRIES // 2 else otherwise, rng))
+        variant = drawn[-1]
         yield request, Answer(text=_reply(variant), model=model, seconds=time.perf_counter() - started)
+
+
+def _is_known(variant: Variant, request: Request) -> bool:
+    return bool(request.known) and read_program(variant.text).digest in request.known
 
 
 def _reply(variant: Variant) -> str:

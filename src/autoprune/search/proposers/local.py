@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from autoprune.errors import AutopruneError
 from autoprune.language.grammar import MAX_CHARACTERS, grammar
+from autoprune.language.reader import read_program
 from autoprune.language.space import Space
 from autoprune.models import input_device, vocabulary_size
 from autoprune.search.protocol import Answer, Request
+from autoprune.search.reply import parse_reply
 
 _LEAST_ROOM = 512
 """Tokens of the model's context that a prompt has to leave for the reply; most take 50 to 200."""
@@ -30,13 +32,16 @@ _ANY_TOKEN = 0
 
 _FENCE = "```"
 
+_TRIES = 3
+"""Draws for an answer, each hotter, until one is a program that is not known and fits."""
+
 
 class Local:
     """Answers requests with a language model of transformers, `batch` of them side by side.
 
     Programs are drawn at another temperature than the prose before them: small models copy programs from the prompt
-    unless it is high, and the grammar keeps whatever comes valid. What is drawn for an answer depends on its request's
-    seed only. The logits it is drawn from differ by rounding errors with what else is in the batch, though, since that
+    unless it is high, and the grammar keeps whatever comes valid. What is drawn for an answer depends on its request
+    only. The logits it is drawn from differ by rounding errors with what else is in the batch, though, since that
     decides about padding; the same batch gives the same answers.
     """
 
@@ -55,7 +60,7 @@ class Local:
         top_p: float = 0.95,
         max_field: int = 160,
     ):
-        self.model, self.tokenizer, self.name, self.batch = model, tokenizer, name, batch
+        self.model, self.tokenizer, self.name, self.batch, self._space = model, tokenizer, name, batch, space
         self._sampling = _Sampling(temperature=temperature, program_temperature=program_temperature, top_p=top_p)
         self._vocabulary = _vocabulary(model, tokenizer)
         self._matcher = _matcher(self._vocabulary, grammar(space, max_field=max_field))
@@ -74,18 +79,40 @@ class Local:
     def _answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         started = time.monotonic()
         prompts = [self._tokens(request.prompt) for request in requests]
-        rows = [
-            _Row(self._matcher.deep_copy(), self._vocabulary, self._sampling, request.seed, list(self._opening))
-            for request in requests
-        ]
-        self._write(prompts, rows)
+        found: dict[Request, Answer] = {}
+        waiting = list(zip(requests, prompts, strict=True))
+        for attempt in range(_TRIES):
+            sampling = self._sampling.hotter(attempt)
+            rows = [
+                _Row(self._matcher.deep_copy(), self._vocabulary, sampling, request.seed + attempt, list(self._opening))
+                for request, _ in waiting
+            ]
+            self._write([prompt for _, prompt in waiting], rows)
+            for (request, prompt), row in zip(waiting, rows, strict=True):
+                written = len(row.tokens) - len(self._opening) + (found[request].tokens_out or 0 if attempt else 0)
+                found[request] = Answer(
+                    text=row.text,
+                    model=self.name,
+                    seconds=0.0,
+                    tokens_in=len(prompt) * (attempt + 1),
+                    tokens_out=written,
+                )
+            waiting = [
+                (request, prompt) for request, prompt in waiting if self._is_in_vain(found[request].text, request)
+            ]
+            if not waiting:
+                break
         seconds = (time.monotonic() - started) / len(requests)
-        for request, prompt, row in zip(requests, prompts, rows, strict=True):
-            written = len(row.tokens) - len(self._opening)
-            yield (
-                request,
-                Answer(text=row.text, model=self.name, seconds=seconds, tokens_in=len(prompt), tokens_out=written),
-            )
+        for request in requests:
+            yield request, replace(found[request], seconds=seconds)
+
+    def _is_in_vain(self, text: str, request: Request) -> bool:
+        """Whether an answer's program is there already, or does not fit; what is no program (it was cut off) is not."""
+        try:
+            program = read_program(parse_reply(text).program)
+        except AutopruneError:
+            return False
+        return program.digest in request.known or bool(self._space.refusal(program))
 
     def _tokens(self, prompt: str) -> list[int]:
         """A prompt as the model knows prompts, and the opening of the reply."""
@@ -134,6 +161,9 @@ class _Sampling:
     temperature: float
     program_temperature: float
     top_p: float
+
+    def hotter(self, attempt: int) -> _Sampling:
+        return replace(self, program_temperature=self.program_temperature * (1 + attempt / 4))
 
 
 @dataclass
