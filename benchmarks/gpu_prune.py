@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 import autoprune
+from autoprune import prune_blocks
 from autoprune.models import DiskBlocks, all_linears, open_on_disk
 from autoprune.models.opening import resolve_device
 from autoprune.statistics import InputStatistics
@@ -42,11 +42,10 @@ def main() -> None:
     prune(options)  # files into the page cache, kernels loaded
     total = prune(options)
     spent: dict[str, float] = defaultdict(float)
-    loop = sys.modules["autoprune.prune"]  # the package has a function of that name
     parts: list[tuple[Any, str, str]] = [
         (InputStatistics, "add", "statistics"),
-        (loop, "solve", "masks"),
-        (loop, "zero_pruned_", "masks"),
+        (prune_blocks, "solve", "masks"),
+        (prune_blocks, "zero_pruned_", "masks"),
         (DiskBlocks, "load", "transfer"),
         (DiskBlocks, "commit", "transfer"),
     ]

@@ -26,7 +26,7 @@ import torch
 
 import autoprune
 from autoprune.bootstrap import bootstrap_interval
-from autoprune.evaluate import evaluate_tokens
+from autoprune.evaluation import evaluate_tokens
 from autoprune.inputs import evaluation_tokens
 from autoprune.models import InMemoryBlocks, all_linears, open_model
 

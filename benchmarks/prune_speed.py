@@ -25,7 +25,7 @@ import timing
 from autoprune.algorithms import load
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, weight_bytes
-from autoprune.prune import Recipe, all_linears, prune_blocks
+from autoprune.prune_blocks import Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
 
 SPARSITY = 0.6

@@ -21,7 +21,7 @@ from autoprune.gradients import loss_gradients
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks
 from autoprune.progress import Silent
-from autoprune.prune import Recipe, all_linears, prune_blocks
+from autoprune.prune_blocks import Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import autoprune
 import tiny
 from autoprune import algorithms
+from autoprune.cli.main import cli
 from autoprune.models.shards import ShardsCopy
 from command import Ran, Run
 
@@ -136,13 +139,31 @@ def test_check_prints_the_language(run: Run):
     assert "inverse_gram_diagonal" in run("check", "wanda", "--language").out
 
 
-@pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["algorithms"], ["check"], ["demo"], ["diagnose"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.commands)])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help(run: Run, command: list[str], flag: str):
     ran = run(*command, flag)
     assert ran.code == 0
     assert ran.out.startswith("Usage: ")
     assert ran.err == ""
+
+
+def test_help_waits_for_no_large_library():
+    """Importing torch takes seconds."""
+    script = (
+        "import sys; from autoprune.cli.main import cli\n"
+        "for name in cli.commands: cli([name, '--help'], standalone_mode=False)\n"
+        "print({'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_package_names_what_it_has():
+    assert {*autoprune.__all__} <= {*dir(autoprune)}
+    assert all(getattr(autoprune, name).__name__ == name for name in autoprune.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'prunne'"):
+        _ = autoprune.prunne
 
 
 def test_version(run: Run):
@@ -510,7 +531,7 @@ def interrupt(*_: Any, **__: Any) -> None:
 def test_ctrl_c_while_pruning_leaves_nothing(
     run: Run, checkpoint: Path, text: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sys.modules["autoprune.prune"], "solve", interrupt)
+    monkeypatch.setattr("autoprune.prune_blocks.solve", interrupt)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", *small(text))
     assert ran.code == 130
     assert ran.error == "error: interrupted; no unfinished output was left behind"
@@ -550,7 +571,7 @@ def test_sigterm_is_as_ctrl_c(run: Run, checkpoint: Path, text: Path, work: Path
     def terminate(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(sys.modules["autoprune.prune"], "solve", terminate)
+    monkeypatch.setattr("autoprune.prune_blocks.solve", terminate)
     ran = run("prune", checkpoint, "--out", "out", "--sparsity", "0.5", *small(text))
     assert ran.code == 130
     assert list(work.iterdir()) == []

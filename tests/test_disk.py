@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -22,11 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 import autoprune
 import tiny
+from autoprune import prune_blocks
 from autoprune.errors import AutopruneError
 from autoprune.journal import folder_of
 from autoprune.models import InMemoryBlocks, all_linears, open_model, open_on_disk
 
-LOOP = importlib.import_module("autoprune.prune")  # the package has a function of that name
 EVERY = [*tiny.ARCHITECTURES, *tiny.SPECIAL]
 
 
@@ -164,10 +163,10 @@ def test_a_prune_that_was_ended_goes_on_to_the_same_bits(
     )
     given = settings(text, **METHODS[method])
     autoprune.prune(source, out=tmp_path / "whole", **given)
-    solve, out = LOOP.solve, tmp_path / "out"
+    solve, out = prune_blocks.solve, tmp_path / "out"
     ends = 0
     while not out.exists():
-        monkeypatch.setattr(LOOP, "solve", ended_after(19, solve))  # two blocks of llama, one of others
+        monkeypatch.setattr(prune_blocks, "solve", ended_after(19, solve))  # two blocks of llama, one of others
         try:
             autoprune.prune(source, out=out, **given)
         except KeyboardInterrupt:
@@ -209,7 +208,7 @@ def test_kills_at_random_instants(text: str, tmp_path: Path):
 def unfinished(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **given: Any) -> None:
     """Leave a prune that was ended after some layers."""
     with monkeypatch.context() as patched:
-        patched.setattr(LOOP, "solve", ended_after(after, LOOP.solve))
+        patched.setattr(prune_blocks, "solve", ended_after(after, prune_blocks.solve))
         with pytest.raises(KeyboardInterrupt):
             autoprune.prune(source, out=out, **given)
 
@@ -427,8 +426,8 @@ def test_a_prune_that_replaces_a_result_continues_too(text: str, tmp_path: Path,
     old = files(out)
     unfinished(source, out, monkeypatch, 20, force=True, **settings(text))
     assert files(out) == old
-    calls, solve = [], LOOP.solve
-    monkeypatch.setattr(LOOP, "solve", lambda *args, **more: (calls.append(0), solve(*args, **more))[1])
+    calls, solve = [], prune_blocks.solve
+    monkeypatch.setattr(prune_blocks, "solve", lambda *args, **more: (calls.append(0), solve(*args, **more))[1])
     autoprune.prune(source, out=out, force=True, **settings(text))
     assert len(calls) == 14  # two of four blocks
     autoprune.prune(source, out=tmp_path / "other", **settings(text))

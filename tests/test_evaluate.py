@@ -21,7 +21,7 @@ import tiny
 from autoprune import evaluate
 from autoprune.bootstrap import bootstrap_interval
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import evaluate_tokens, perplexity
+from autoprune.evaluation import evaluate_tokens, perplexity
 
 architectures = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 

@@ -25,7 +25,7 @@ from autoprune.language import read_program
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, all_linears, fingerprint
 from autoprune.progress import Silent
-from autoprune.prune import Recipe, prune_blocks
+from autoprune.prune_blocks import Recipe, prune_blocks
 from autoprune.sparsity import Target, keep_mask
 from autoprune.statistics import Gradient
 from autoprune.stream import walk

@@ -6,7 +6,6 @@ Legend: R output rows, C input columns.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -26,7 +25,7 @@ from autoprune.channels import MIXED, NOT_PLAIN, READ_ELSEWHERE, Channels, fold_
 from autoprune.errors import AutopruneError
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, Linear, all_linears, fingerprint
-from autoprune.prune import PrunedLayer, Recipe, prune_blocks
+from autoprune.prune_blocks import PrunedLayer, Recipe, prune_blocks
 from autoprune.solvers import permute
 from autoprune.sparsity import Target
 
@@ -261,7 +260,7 @@ def pruned(
     source = InMemoryBlocks(model)
     channels = free_channels(source)
     if patch:
-        patch.setattr(sys.modules["autoprune.prune"], "fold_", lambda *args: None)
+        patch.setattr("autoprune.prune_blocks.fold_", lambda *args: None)
     propagation, target = options.pop("propagation", "one_pass"), options.pop("target", PATTERN)
     recipe = Recipe(
         method=Method.of(algorithms.load("wanda"), refine=refine, **options), target=target, propagation=propagation

@@ -21,7 +21,7 @@ from autoprune.files import finished_folder
 from autoprune.language import interpret, read_program
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, find_blocks
-from autoprune.prune import Recipe, all_linears, prune_blocks
+from autoprune.prune_blocks import Recipe, all_linears, prune_blocks
 from autoprune.sparsity import Target
 
 SMALL: dict[str, Any] = {"sequences": 4, "length": 16}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import socket
@@ -15,10 +14,10 @@ from safetensors.torch import load_file
 
 import autoprune
 import tiny
+from autoprune import prune_blocks
 from autoprune.errors import AutopruneError
 from autoprune.ranks import Ranks
 
-LOOP = importlib.import_module("autoprune.prune")  # the package has a function of that name
 WORLD = 2
 
 
@@ -27,7 +26,7 @@ def rank_of(rank: int, port: int, source: str, out: str, given: dict[str, Any], 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if lose and rank == 1:
-        calls, solve = [], LOOP.solve
+        calls, solve = [], prune_blocks.solve
 
         def lost(*args: Any, **more: Any) -> Any:
             calls.append(0)
@@ -35,7 +34,7 @@ def rank_of(rank: int, port: int, source: str, out: str, given: dict[str, Any], 
                 os._exit(9)
             return solve(*args, **more)
 
-        LOOP.solve = lost  # type: ignore[attr-defined]
+        prune_blocks.solve = lost  # type: ignore[attr-defined]
     try:
         report = autoprune.prune(source, out=out, **given)
         said.put((rank, [layer.zeros for layer in report.layers]))

@@ -18,7 +18,7 @@ from autoprune import algorithms
 from autoprune.allocate import shares
 from autoprune.allocation import Allocation
 from autoprune.data import token_sequences
-from autoprune.evaluate import evaluate_tokens
+from autoprune.evaluation import evaluate_tokens
 from autoprune.language import reference
 from autoprune.layer import Method
 from autoprune.measurements import Measurements

@@ -18,9 +18,10 @@ import torch
 
 import autoprune
 import tiny
+from autoprune import prune_blocks
 from autoprune.discover import ARCHIVE
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import evaluate_tokens
+from autoprune.evaluation import evaluate_tokens
 from autoprune.files import SIDECAR
 from autoprune.models import open_model
 from autoprune.report import report
@@ -231,8 +232,7 @@ def test_a_search_that_has_not_begun_and_one_that_is_not_finished(tmp_path: Path
 
 
 def test_a_prune_that_was_ended_shows_the_blocks_it_has(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    loop = sys.modules["autoprune.prune"]
-    source, solve, calls = tiny.save(tmp_path / "dense"), loop.solve, []
+    source, solve, calls = tiny.save(tmp_path / "dense"), prune_blocks.solve, []
 
     def ended(*args: Any, **more: Any) -> Any:
         calls.append(0)
@@ -240,7 +240,7 @@ def test_a_prune_that_was_ended_shows_the_blocks_it_has(text: Path, tmp_path: Pa
             raise KeyboardInterrupt
         return solve(*args, **more)
 
-    monkeypatch.setattr(loop, "solve", ended)
+    monkeypatch.setattr(prune_blocks, "solve", ended)
     with pytest.raises(KeyboardInterrupt):
         autoprune.prune(source, out=tmp_path / "out", sparsity=0.5, calibration=f"file:{text}", sequences=4, length=16)
     report([tmp_path / "out"], out=tmp_path / "r.html")

@@ -21,7 +21,7 @@ from autoprune.language.statistics import GRADIENTS
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, OpenModel, all_linears, open_model
 from autoprune.progress import Silent
-from autoprune.prune import Recipe, prune_blocks
+from autoprune.prune_blocks import Recipe, prune_blocks
 from autoprune.scoring.parts import part_of, spread
 from autoprune.scoring.scorer import ModelRecipe, ModelScorer
 from autoprune.scoring.several import SeveralRecipe, SeveralScorer, labels

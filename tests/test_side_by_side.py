@@ -18,7 +18,7 @@ from autoprune.language import read_program
 from autoprune.layer import Method, Solution
 from autoprune.models import InMemoryBlocks, all_linears
 from autoprune.progress import Silent
-from autoprune.prune import Recipe, prune_blocks
+from autoprune.prune_blocks import Recipe, prune_blocks
 from autoprune.side_by_side import Pruning, can_share, file_bytes, put_in_place, solve_side_by_side
 from autoprune.sparsity import Target
 from autoprune.stream import Visit

@@ -25,7 +25,7 @@ from autoprune.errors import AutopruneError
 from autoprune.language import read_program
 from autoprune.layer import Method, solve
 from autoprune.models import InMemoryBlocks, Linear, all_linears, fingerprint
-from autoprune.prune import Recipe, prune_blocks
+from autoprune.prune_blocks import Recipe, prune_blocks
 from autoprune.solvers import UnsolvableError, admm, dsnot, least_squares, output_error, sparsegpt, swaps, towards_dense
 from autoprune.sparsity import Target, keep_mask
 from autoprune.statistics import InputStatistics

@@ -14,7 +14,7 @@ from autoprune.budget import Estimate, estimate, fit, parse_bytes
 from autoprune.errors import AutopruneError
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, all_linears
-from autoprune.prune import Recipe, prune_blocks
+from autoprune.prune_blocks import Recipe, prune_blocks
 from autoprune.sparsity import Target
 from autoprune.spill import Spill
 

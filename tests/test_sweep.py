@@ -15,11 +15,11 @@ import tiny
 from autoprune import bench, measurements
 from autoprune.bench import Bench
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import Evaluation
+from autoprune.evaluation import Evaluation
 from autoprune.files import exclusive
 from autoprune.language import read_program
 from autoprune.lines import Lines, difference, read_lines
-from autoprune.sweep import Point, read_sweep, sweep, targets
+from autoprune.sweeps import Point, read_sweep, sweep, targets
 from command import Run
 
 CALIBRATION: dict[str, Any] = {"sequences": 8, "length": 24}

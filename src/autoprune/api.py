@@ -21,8 +21,8 @@ from autoprune.channels import free_channels
 from autoprune.data import check_source
 from autoprune.diagnosis import Diagnosis, diagnose_model
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import Evaluation
 from autoprune.evaluate_each import evaluate_each
+from autoprune.evaluation import Evaluation
 from autoprune.figures.diagnosing import pictures
 from autoprune.figures.picture import check_matplotlib
 from autoprune.files import SIDECAR, bytes_on_disk, check_output, check_space, finished_folder
@@ -49,7 +49,7 @@ from autoprune.models import (
 )
 from autoprune.output import BlockCost, output_to
 from autoprune.progress import Progress, Silent
-from autoprune.prune import NONE_FREE, PrunedLayer, Recipe, prune_blocks
+from autoprune.prune_blocks import NONE_FREE, PrunedLayer, Recipe, prune_blocks
 from autoprune.ranks import joined, local_device
 from autoprune.share_out import share_out
 from autoprune.sparsity import Target

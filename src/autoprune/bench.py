@@ -19,7 +19,7 @@ from torch import Tensor
 from autoprune.allocation import Allocation
 from autoprune.budget import estimate, fit
 from autoprune.channels import Channels, free_channels
-from autoprune.evaluate import Evaluation, evaluate_tokens
+from autoprune.evaluation import Evaluation, evaluate_tokens
 from autoprune.files import check_space
 from autoprune.gradients import loss_gradients
 from autoprune.language import Program
@@ -28,7 +28,7 @@ from autoprune.layer import Method
 from autoprune.measurements import Unpruned
 from autoprune.models import InMemoryBlocks, OpenModel, all_linears
 from autoprune.progress import Progress
-from autoprune.prune import NONE_FREE, Recipe, prune_blocks
+from autoprune.prune_blocks import NONE_FREE, Recipe, prune_blocks
 from autoprune.share_out import share_out
 from autoprune.side_by_side import Pruning, file_bytes, put_in_place, solve_side_by_side
 from autoprune.sparsity import Target

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoprune.api import prune
 from autoprune.discover import discover
-from autoprune.evaluate import Evaluation, evaluate_tokens
+from autoprune.evaluation import Evaluation, evaluate_tokens
 from autoprune.files import check_output
 from autoprune.generate import Sampling, self_calibration
 from autoprune.models import DEMO, open_model

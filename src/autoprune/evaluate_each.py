@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoprune.data import check_size, check_source
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import Evaluation, evaluate_tokens
+from autoprune.evaluation import Evaluation, evaluate_tokens
 from autoprune.inputs import (
     check_length,
     check_vocabulary,

@@ -18,7 +18,7 @@ from autoprune.journal import Journal, folder_of, journal
 from autoprune.memory import forget_peak, peak_bytes
 from autoprune.models import BlockSource, DiskBlocks, OpenModel, copy_files, input_device, save
 from autoprune.progress import Progress
-from autoprune.prune import Orders, PrunedLayer
+from autoprune.prune_blocks import Orders, PrunedLayer
 from autoprune.ranks import ALONE, Ranks
 
 

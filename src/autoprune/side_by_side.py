@@ -23,7 +23,7 @@ from autoprune.errors import AutopruneError
 from autoprune.files import writing_to
 from autoprune.layer import Method, solve
 from autoprune.models import BlockSource, Linear, all_linears, input_device
-from autoprune.prune import Recipe, put_
+from autoprune.prune_blocks import Recipe, put_
 from autoprune.sparsity import zero_pruned_
 from autoprune.spill import Spill
 from autoprune.statistics import Gradient

@@ -11,7 +11,7 @@ import click
 from autoprune.cli.shared import MODEL_HELP, TEXT_HELP, print_json, quiet, shared_options
 
 if TYPE_CHECKING:
-    from autoprune.evaluate import Evaluation
+    from autoprune.evaluation import Evaluation
     from autoprune.tasks import TaskComparison
 
 

@@ -11,7 +11,7 @@ import click
 from autoprune.cli.shared import MODEL_HELP, TEXT_HELP, calibration_options, print_json, quiet, shared_options
 
 if TYPE_CHECKING:
-    from autoprune.sweep import Point, Sweep
+    from autoprune.sweeps import Point, Sweep
 
 
 @click.command(
@@ -66,7 +66,7 @@ def sweep(model: str, algorithms: str, sparsities: str, as_json: bool, **setting
     `autoprune prune` and `autoprune eval` make single points.
     """
     quiet()
-    from autoprune.sweep import sweep
+    from autoprune.sweeps import sweep
     from autoprune.terminal import TerminalProgress
 
     with TerminalProgress() as progress:

@@ -20,7 +20,7 @@ from autoprune.report.searching import searching
 from autoprune.report.section import DAMAGED, Section
 from autoprune.report.sweeping import sweeping
 from autoprune.scoring.scorer import FRESH, RUNGS
-from autoprune.sweep import LINES, read_sweep
+from autoprune.sweeps import LINES, read_sweep
 
 WANTED = "give the --out of prune or diagnose, or the --run of search or sweep"
 

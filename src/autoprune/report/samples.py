@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoprune.budget import available
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import next_logits
+from autoprune.evaluation import next_logits
 from autoprune.files import SIDECAR
 from autoprune.generate import Sampling, self_calibration
 from autoprune.inputs import check_vocabulary, evaluation_mode, evaluation_tokens, opened_model, require_same_vocabulary

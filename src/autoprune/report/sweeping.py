@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from autoprune.figures.picture import QUIET, Picture, Table, axes, log_axis, mark, named
 from autoprune.inputs import amount_of_text
 from autoprune.report.section import Section, short_name
-from autoprune.sweep import Point, Sweep, targets
+from autoprune.sweeps import Point, Sweep, targets
 
 
 def sweeping(sweep: Sweep) -> Section:

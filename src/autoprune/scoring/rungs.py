@@ -31,7 +31,7 @@ from autoprune.layer import Method, solve
 from autoprune.measurements import Measurements
 from autoprune.models import BlockSource, Linear
 from autoprune.progress import Silent
-from autoprune.prune import NONE_FREE, Recipe, prune_blocks
+from autoprune.prune_blocks import NONE_FREE, Recipe, prune_blocks
 from autoprune.scoring.expected import Expected
 from autoprune.scoring.parts import Piece, part_of, spread
 from autoprune.scoring.signature import signature

@@ -28,7 +28,7 @@ from autoprune.api import choose_allocation, versions
 from autoprune.bench import Bench, Cell, Measured
 from autoprune.data import check_source
 from autoprune.errors import AutopruneError
-from autoprune.evaluate import Evaluation
+from autoprune.evaluation import Evaluation
 from autoprune.files import exclusive, write_text, writing_to
 from autoprune.inputs import SELF, calibration_tokens, evaluation_mode, evaluation_tokens, opened_model
 from autoprune.language import Program
@@ -36,7 +36,7 @@ from autoprune.layer import Method
 from autoprune.lines import Lines, difference, read_lines
 from autoprune.models import fingerprint, input_device
 from autoprune.progress import Progress, Silent
-from autoprune.prune import Recipe
+from autoprune.prune_blocks import Recipe
 from autoprune.side_by_side import Pruning, can_share
 from autoprune.sparsity import Target
 from autoprune.stream import check_propagation
