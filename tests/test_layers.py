@@ -42,13 +42,13 @@ LAYERS: list[set[str]] = [
     {"stream", "backward", "gradients", "channels", "damage", "layer", "equal_harm", "judge", "trial"},
     {
         "inputs",
-        "prune",
+        "prune_blocks",
         "output",
         "budget",
         "card",
         "tasks",
         "harness",
-        "evaluate",
+        "evaluation",
         "evaluate_each",
         "measurements",
         "allocate",
@@ -59,7 +59,7 @@ LAYERS: list[set[str]] = [
         "diagnosis",
         "figures",
     },
-    {"search", "scoring", "discover", "api", "report", "speed", "sweep"},
+    {"search", "scoring", "discover", "api", "report", "speed", "sweeps"},
     {"demo", "terminal", "live", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
