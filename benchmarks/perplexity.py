@@ -146,8 +146,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def differences(rows: list[dict[str, Any]], against: list[str]) -> str:
     """Markdown: nats a token of each algorithm minus those of the better of `against` at that target, on the same
-    sequences and calibration seeds; mean over
-    seeds, 95 % interval of a paired bootstrap over sequences."""
+    sequences and calibration seeds; mean over seeds, 95 % interval of a paired bootstrap over sequences."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(dict)
     for row in rows:
         name = row["algorithm"] if row["allocation"] in ("", "uniform") else f"{row['algorithm']}, {row['allocation']}"

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ def main() -> None:
     source = InMemoryBlocks(opened.model)
     if options.memory_only:
         prune_once(source, tokens_BL, options.propagation[0])
-        peak, size = peak_resident_bytes(), weight_bytes(opened.model)
+        peak, size = timing.peak_resident_bytes(), weight_bytes(opened.model)
         own = (peak - size) / 1e6
         print(f"{options.propagation[0]}: peak {peak / 1e6:.0f} MB = model {size / 1e6:.0f} + {own:.0f} MB")
         return
@@ -84,12 +83,6 @@ def best_micro_batch(model: Any, tokens_BL: Tensor) -> int:
 def prune_once(source: InMemoryBlocks, tokens_BL: Tensor, propagation: str) -> None:
     recipe = Recipe(method=Method.of(load("wanda")), target=Target.of(SPARSITY), propagation=propagation)
     prune_blocks(source, recipe, tokens_BL, lambda layer: None)
-
-
-def peak_resident_bytes() -> int:
-    """Of this process alone: ru_maxrss would also count what the parent held when it started us."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 def seconds(function: Callable[..., None], *arguments: Any) -> float:

@@ -7,6 +7,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -52,6 +53,12 @@ def perplexity(model: Any, sequences: Sequence[Sequence[int]]) -> float:
             logits_LV = model(input_ids=tokens_1L, use_cache=False).logits[0, :-1].float()
             losses.append(torch.nn.functional.cross_entropy(logits_LV, tokens_1L[0, 1:]))
     return float(torch.stack(losses).mean().exp()) if losses else math.nan
+
+
+def peak_resident_bytes() -> int:
+    """Of this process alone: ru_maxrss would also count what the parent held when it started us."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 def ratios(times: Sequence[float], others: Sequence[float]) -> str:
