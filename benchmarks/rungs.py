@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     opened = open_model(options.model)
     judged_on = {QUICK: 4, FULL: 8}
-    count = options.sequences + sum(judged_on.values())
+    count = 2 * options.sequences + sum(judged_on.values())
     tokens = token_sequences(f"file:{options.text}", opened.tokenizer, sequences=count, length=options.length).numpy()
     recipe = ModelRecipe(
         model=options.model,
@@ -58,8 +58,7 @@ def main() -> None:
         target=Target.of(options.sparsity),
         propagation="one_pass",
         seed=options.seed,
-        calibration=tokens[: options.sequences],
-        fresh_calibration=tokens[: options.sequences],
+        calibrated_on={QUICK: tokens[: options.sequences], FULL: tokens[options.sequences : 2 * options.sequences]},
         judged_on={QUICK: tokens[-12:-8], FULL: tokens[-8:]},
         timeout_s={},
     )

@@ -31,9 +31,9 @@ from autoprune.search.protocol import Task
 from autoprune.sparsity import Target, keep_mask
 from autoprune.stream import micro_batches, walk
 
-TOKENS = tiny.tokens(24, 24).numpy()
+TOKENS = tiny.tokens(32, 24).numpy()
 CALIBRATION, HELD = TOKENS[:8], {"quick": TOKENS[8:10], "full": TOKENS[10:13], "fresh": TOKENS[13:16]}
-FRESH_CALIBRATION = TOKENS[16:]
+CALIBRATED = {"quick": CALIBRATION, "full": TOKENS[16:24], "fresh": TOKENS[24:]}
 TARGET = Target.of(0.5)
 ALWAYS = tuple(name for name in STATISTICS if name != "sparsity")
 """What is known of a layer before it is settled how much it loses."""
@@ -42,7 +42,7 @@ ALL_SUMS = frozenset(need for row in STATISTICS.values() for need in row.collect
 
 def recipe(target: Target = TARGET, **given: Any) -> ModelRecipe:
     settings = {"model": "none", "dtype": "auto", "device": "cpu", "propagation": "one_pass", "seed": 0}
-    tokens = {"calibration": CALIBRATION, "fresh_calibration": FRESH_CALIBRATION, "judged_on": HELD}
+    tokens = {"calibrated_on": CALIBRATED, "judged_on": HELD}
     return ModelRecipe(**settings | given, **tokens, target=target, timeout_s={})  # pyright: ignore[reportArgumentType]
 
 
@@ -176,7 +176,7 @@ def test_full_is_the_divergence_after_the_real_prune(rung: str, name: str):
     outcome = scorer.score(Task(rung, program.canonical))
     assert_unchanged(before, model)
     if program.allocate is None:
-        tokens_BL = torch.from_numpy(CALIBRATION if rung == "full" else FRESH_CALIBRATION)
+        tokens_BL = torch.from_numpy(CALIBRATED[rung])
         method = Method.of(program)
         store = Store(InMemoryBlocks(model), tokens_BL, Silent())
         gradients = store.gradients(GRADIENTS & method.collects)
@@ -373,8 +373,9 @@ def test_several_are_alike_where_each_is():
 
 def test_a_recipe_of_several_opens_a_model_that_comes_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tiny.save(tmp_path / "model")
-    other = replace(recipe(model=str(folder)), calibration=TOKENS[8:], timeout_s={"probe": 2.0})
-    made = SeveralRecipe((replace(other, calibration=CALIBRATION, timeout_s={"probe": 1.0}), other))
+    other = replace(recipe(model=str(folder)), timeout_s={"probe": 2.0})
+    reversed_ = dict(zip(CALIBRATED, reversed(CALIBRATED.values()), strict=True)) | {"full": CALIBRATION}
+    made = SeveralRecipe((replace(other, calibrated_on=reversed_, timeout_s={"probe": 1.0}), other))
     assert made.timeout_s == {"probe": 3.0}
     opened: list[str] = []
     with monkeypatch.context() as patch:

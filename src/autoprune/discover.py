@@ -335,17 +335,17 @@ def _shape(opened: OpenModel, weights: int) -> str:
 def _tokens(
     opened: OpenModel, calibration: str, sequences: int | None, length: int | None, seed: int, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tokens (B, L) to calibrate on, to do so once more for the last word, and to judge on by rung; and what is
-    recorded of them."""
+    """Tokens (B, L) to calibrate on and to judge on, by rung, and what is recorded of them."""
     own = _ON_CPU if opened.model.device.type == "cpu" else _WITH_ACCELERATOR
     count = own[0] if sequences is None else sequences
-    more = count + sum(_JUDGED_ON.values())
+    more = (len(_JUDGED_ON) - 1) * count + sum(_JUDGED_ON.values())
     tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress, more=more, chosen=own)
-    tokens = iter(tokens_BL.numpy())
-    parts = {"calibration": count, "fresh_calibration": count, **_JUDGED_ON}
-    drawn = {name: np.stack(list(islice(tokens, size))) for name, size in parts.items()}
-    judged_on = {rung: drawn.pop(rung) for rung in _JUDGED_ON}
-    return {**drawn, "judged_on": judged_on}, text
+    left = iter(tokens_BL.numpy())
+
+    def drawn(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        return {rung: np.stack(list(islice(left, size))) for rung, size in sizes.items()}
+
+    return {"calibrated_on": drawn(dict.fromkeys(_JUDGED_ON, count)), "judged_on": drawn(_JUDGED_ON)}, text
 
 
 def _roots(space: Space, chosen: Sequence[str] | None) -> list[Program]:

@@ -3,7 +3,7 @@
 - probe: what its masks and weights do to parts of a few layers, against what Wanda's do there.
 - quick: the whole model with one-shot masks, on a short text. A method that refines masks or updates weights is judged
   where masks alone do as much harm to parts of layers as it does (`autoprune.equal_harm`).
-- full: the real one-pass prune, on a text that chose nothing.
+- full: the real prune.
 
 Legend: B sequences, L tokens per sequence, N linear layers, R rows, C columns.
 """
@@ -160,11 +160,32 @@ class Quick:
         return self.bench.pieces(_EQUALS, _EQUAL_ROWS, _EQUAL_COLUMNS)
 
 
-class Full:
-    """Divergence of the model after the real prune. All that a prune may change is put back afterwards."""
+class Weights:
+    """A copy of all that a prune may change, made when it is first needed."""
 
-    def __init__(self, bench: Bench, judge: Judge):
-        self.bench, self.judge = bench, judge
+    def __init__(self, source: BlockSource):
+        self._source = source
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """What is changed within the block is as it was afterwards."""
+        unpruned = self._unpruned
+        try:
+            yield
+        finally:
+            for parameter, weight in unpruned.items():
+                parameter.data.copy_(weight)
+
+    @cached_property
+    def _unpruned(self) -> dict[torch.nn.Parameter, Tensor]:
+        return {parameter: parameter.data.clone() for block in self._source.blocks for parameter in block.parameters()}
+
+
+class Full:
+    """Divergence of the model after the real prune. All that it changed is put back afterwards."""
+
+    def __init__(self, bench: Bench, judge: Judge, weights: Weights):
+        self.bench, self.judge, self.weights = bench, judge, weights
 
     def __call__(self, program: Program) -> np.ndarray:
         """Divergence (B,) of each sequence."""
@@ -177,20 +198,6 @@ class Full:
         recipe = Recipe(method=method, target=bench.target, propagation=bench.propagation, sparsity_N=sparsity_N)
         channels = free_channels(source) if method.refine == "permute" else NONE_FREE
         gradients = bench.store.gradients(GRADIENTS & method.collects)
-        with self._put_back():
+        with self.weights.put_back():
             prune_blocks(source, recipe, tokens_BL, lambda layer: None, gradients, channels)
             return self.judge.divergence(lambda linear: None)
-
-    @contextmanager
-    def _put_back(self) -> Iterator[None]:
-        unpruned = self._unpruned
-        try:
-            yield
-        finally:
-            for parameter, weight in unpruned.items():
-                parameter.data.copy_(weight)
-
-    @cached_property
-    def _unpruned(self) -> dict[torch.nn.Parameter, Tensor]:
-        blocks = self.bench.source.blocks
-        return {parameter: parameter.data.clone() for block in blocks for parameter in block.parameters()}

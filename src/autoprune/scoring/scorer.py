@@ -21,21 +21,23 @@ from autoprune.judge import WORST, Judge
 from autoprune.language import Program, read_program
 from autoprune.models import InMemoryBlocks, OpenModel, open_model
 from autoprune.progress import Progress, Silent
-from autoprune.scoring.rungs import REFERENCE, Bench, Full, Probe, Quick
+from autoprune.scoring.rungs import REFERENCE, Bench, Full, Probe, Quick, Weights
 from autoprune.scoring.store import Store, kept_judge
 from autoprune.search.protocol import Outcome, Task
 from autoprune.sparsity import Target
 
 PROBE, QUICK, FULL, FRESH = "probe", "quick", "full", "fresh"
 RUNGS = (PROBE, QUICK, FULL)
-"""From the cheapest on. FRESH is FULL once more, for the last word: calibrated and judged on tokens that no search has
-seen, since a good proposer fits programs to the calibration tokens too."""
+"""From the cheapest on. FRESH is FULL once more, for the last word.
+
+FULL and FRESH calibrate on draws of their own: what wins on one draw only because it fits that draw would win at every
+rung that has it (LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """How to make a scorer, on any machine that can open the model. Tokens are int64 (B, L) each: those that programs
-    are calibrated on, for FRESH others than for all other rungs, and those they are judged on, which differ."""
+    are calibrated on and those they are judged on, by rung (QUICK, FULL, FRESH), all different. PROBE has QUICK's."""
 
     model: str
     dtype: str
@@ -43,9 +45,8 @@ class ModelRecipe:
     target: Target
     propagation: str
     seed: int
-    calibration: np.ndarray
-    fresh_calibration: np.ndarray
-    judged_on: Mapping[str, np.ndarray]  # by rung: QUICK, FULL, FRESH
+    calibrated_on: Mapping[str, np.ndarray]
+    judged_on: Mapping[str, np.ndarray]
     timeout_s: Mapping[str, float]
     threads: int | None = None
 
@@ -68,10 +69,11 @@ class ModelScorer:
     def __init__(self, recipe: ModelRecipe, opened: OpenModel, progress: Progress):
         self.recipe, self.source, self.progress = recipe, InMemoryBlocks(opened.model), progress
         opened.model.eval()
-        self.bench = self._bench(recipe.calibration)
+        self.bench = self._bench(QUICK)
+        self._weights = Weights(self.source)
 
-    def _bench(self, calibration: np.ndarray) -> Bench:
-        tokens_BL = torch.from_numpy(calibration)
+    def _bench(self, rung: str) -> Bench:
+        tokens_BL = torch.from_numpy(self.recipe.calibrated_on[rung])
         return Bench(
             source=self.source,
             target=self.recipe.target,
@@ -123,11 +125,11 @@ class ModelScorer:
 
     @cached_property
     def _full(self) -> Full:
-        return Full(self.bench, self._judge(FULL))
+        return Full(self._bench(FULL), self._judge(FULL), self._weights)
 
     @cached_property
     def _fresh(self) -> Full:
-        return Full(self._bench(self.recipe.fresh_calibration), self._judge(FRESH))
+        return Full(self._bench(FRESH), self._judge(FRESH), self._weights)
 
     def _judge(self, rung: str) -> Judge:
         """The judge of a rung; what the unpruned model says is kept in the store's folder."""
