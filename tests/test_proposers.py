@@ -115,6 +115,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., OpenAI]]:
     """Makes proposers that know KEY; retries follow at once, unless the server says how long to wait."""
     base_client = pytest.importorskip("openai")._base_client
     monkeypatch.setattr(base_client, "INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("autoprune.search.proposers.openai._PAUSE_S", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     proposers: list[OpenAI] = []

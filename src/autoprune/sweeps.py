@@ -13,7 +13,6 @@ In memory are the unpruned model and one copy of it.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The fault campaign: every kind of fault so many times, and a table of what was lost.
 
-    python tests/faults/campaign.py --times 10 --seed 0 --out benchmarks/results/faults.json
+python tests/faults/campaign.py --times 10 --seed 0 --out benchmarks/results/faults.json
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":  # as a script; in the tests the path is set
     sys.path[0] = str(HERE.parent)
 
-from faults import disk, ending
-from faults.commands import Command, Prune, Replace, Search, Sweep
+from faults import clock, damage, disk, ending, endpoint, rivals
+from faults.commands import Asked, Command, Prune, Replace, Search, Sweep
 from faults.trial import Bench, Trial
 
 ALL = (Prune, Search, Sweep)
@@ -35,6 +35,8 @@ class Kind:
     trial: Callable[[Bench, type[Command]], Trial]
     commands: tuple[type[Command], ...] = ALL
     needs: Callable[[], bool] = lambda: True
+    may_be_lost: int | None = None
+    """Finished steps that one may cost, if not those in flight."""
 
 
 KINDS = [
@@ -48,6 +50,14 @@ KINDS = [
     Kind("file size limit (RLIMIT_FSIZE)", disk.too_large),
     Kind("read-only disk (mount)", disk.read_only, needs=disk.can_mount),
     Kind("disk turns read-only (EROFS from a change on)", disk.failing_from_a_change_on),
+    Kind("safetensors file cut off", damage.cut_checkpoint),
+    Kind("bit flipped in a safetensors file", damage.flipped_checkpoint),
+    # What the bit has hit is lost, and of a prune what follows from it: it is done again.
+    Kind("bit flipped in journal, archive or sweep.jsonl", damage.flipped, may_be_lost=1000),
+    Kind("wall clock jumps by days", clock.jumped),
+    Kind("two processes, one output", rivals.two, may_be_lost=0),
+    Kind("server stalls, hangs up, garbage, 429, 500, 503", endpoint.flaky, (Asked,), may_be_lost=0),
+    Kind("server is out for good", endpoint.out, (Asked,), may_be_lost=2),
 ]
 
 
@@ -78,7 +88,8 @@ def campaign(bench: Bench, times: int, kinds: list[Kind] = KINDS, tell: Callable
     rows = []
     for kind in kinds:
         for command in kind.commands:
-            row = Row(kind.name, command.name, unit=command.unit, may_be_lost=command.in_flight)
+            row = Row(kind.name, command.name, unit=command.unit)
+            row.may_be_lost = command.in_flight if kind.may_be_lost is None else kind.may_be_lost
             rows.append(row)
             if not kind.needs():
                 continue

@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from openai import _base_client
 
 import tiny
 from autoprune import prune_blocks
@@ -22,7 +23,9 @@ from autoprune.journal import folder_of
 from autoprune.lines import read_lines
 from autoprune.search.archive import Archive
 from autoprune.search.executors.in_process import InProcess
+from autoprune.search.proposers import openai as openai_proposer
 from autoprune.search.proposers.genetic import Genetic
+from autoprune.search.proposers.openai import OpenAI
 from fake_search import contents
 from faults.processes import Ended, Prepare, Process
 
@@ -97,8 +100,8 @@ class Command:
 
     # ---------------------------------------------------------------- running
 
-    def start(self, prepare: Prepare = lambda: None) -> Process:
-        return Process(self.arguments, self.logs, self.prepared(prepare))
+    def start(self, prepare: Prepare = lambda: None, logs: Path | None = None) -> Process:
+        return Process(self.arguments, logs or self.logs, self.prepared(prepare))
 
     def run(self, prepare: Prepare = lambda: None) -> Ended:
         return self.start(prepare).wait()
@@ -209,7 +212,10 @@ class Older(Prune):
 
 class Search(Command):
     name, unit = "search", "answers and evaluations"
-    proposer: Sequence[object] = ("genetic",)
+
+    @property
+    def proposer(self) -> Sequence[object]:
+        return ("genetic",)
 
     @property
     def folder(self) -> Path:
@@ -249,6 +255,39 @@ class Search(Command):
                 yield request, answer
 
         InProcess.run, Genetic.propose = measured, proposed
+
+
+class Asked(Search):
+    """A search whose proposer is behind a server (`faults.endpoint`)."""
+
+    name, url = "search --proposer openai:", ""
+
+    @property
+    def arguments(self) -> list[object]:
+        return [*super().arguments, "--base-url", self.url, "--timeout-s", 0.5, "--concurrency", 2]
+
+    @property
+    def proposer(self) -> Sequence[object]:
+        return ("openai:m",)
+
+    def silent(self) -> int:
+        """Steps for which no answer came."""
+        with closing(Archive.open(self.folder / "archive.sqlite")) as archive:
+            return sum(proposal.outcome == "silent" for proposal in archive.proposals())
+
+    def _tallied(self) -> None:
+        super()._tallied()
+        propose = OpenAI.propose
+
+        def proposed(proposer: OpenAI, requests: Any) -> Any:
+            for request, answer in propose(proposer, requests):
+                self.note(f"answer {request.step} {request.round}")
+                yield request, answer
+
+        OpenAI.propose = proposed
+        openai_proposer._PAUSE_S = 0.001
+        _base_client.INITIAL_RETRY_DELAY = 0.001
+        _base_client.MAX_RETRY_DELAY = 0.002
 
 
 class Sweep(Command):

@@ -50,7 +50,7 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 def changes(bench: Bench, kind: type[Command]) -> int:
     """How many changes an undisturbed run makes."""
     counted = getattr(bench, "_changes", {})
-    setattr(bench, "_changes", counted)
+    bench._changes = counted
     if kind not in counted:
         command = bench.command(kind)
         tally = command.place.parent / "changes"

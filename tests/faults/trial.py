@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.commands import Command, Inputs, Undisturbed
+from faults.commands import Command, Inputs, Replace, Undisturbed
 from faults.processes import Ended
 
 REFUSED, INTERRUPTED = 2, 130
@@ -58,11 +58,12 @@ class Trial:
 
     def finish(self, undisturbed: Undisturbed) -> Trial:
         """The command once more, which has to end with what an undisturbed run gives; then all about it is removed."""
-        before = self.command.again
-        if not self.command.is_finished:
-            ended = self.command.run()
-            self.require(ended.code == 0, f"it does not go on: {ended.code} {ended.err[-1500:]}")
-        self.lost.append(self.command.again - before)
+        before, finished = self.command.again, self.command.is_finished
+        ended = self.command.run()
+        expected = REFUSED if finished and not isinstance(self.command, Replace) else 0
+        self.require(ended.code == expected, f"it does not go on: {ended.code} {ended.err[-1500:]}")
+        if not finished:
+            self.lost.append(self.command.again - before)
         self.end(undisturbed)
         return self
 

@@ -352,9 +352,7 @@ class Archive:
 
     def nodes(self) -> list[Node]:
         """In the order in which they were found."""
-        rows = self._rows(
-            "SELECT digest, canonical, traits, step, same_as FROM node ORDER BY step, digest"
-        )
+        rows = self._rows("SELECT digest, canonical, traits, step, same_as FROM node ORDER BY step, digest")
         return [Node(digest=d, canonical=c, traits=tuple(json.loads(t)), step=s, same_as=a) for d, c, t, s, a in rows]
 
     def edges(self) -> list[Edge]:

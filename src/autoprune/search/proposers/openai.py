@@ -33,6 +33,7 @@ _MAX_BYTES = 32_000_000
 _MIN_KEY = 8
 _CONNECT_TIMEOUT_S = 10.0
 _HIDDEN = "[key]"
+_PAUSE_S = 0.5  # before the second attempt; then twice as long each time
 _OUTAGE = 3  # requests in a row, each tried several times
 _OF_THE_REQUEST = (400, 413, 422)  # what a server says of a request, not of itself
 
@@ -53,6 +54,10 @@ class _NoText(ValueError):
 
 class _NoReply(_NoText):
     """What came is no reply of such a server."""
+
+
+class _NoEnd(_NoReply):
+    """It took too long."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class OpenAI:
         self.model = model
         self._server = _shown(base_url) if base_url else "the OpenAI API"
         self._key = _key_of_environment(needed=not base_url)
-        self._timeout_s, self._concurrency = timeout_s, concurrency
+        self._timeout_s, self._concurrency, self._retries = timeout_s, concurrency, retries
         self._prices = usd_per_million_in, usd_per_million_out
         self._values = {"max_tokens": max_tokens, "max_completion_tokens": max_tokens, "temperature": temperature}
         self._names = ("max_tokens", "seed") if temperature is None else ("max_tokens", "seed", "temperature")
@@ -162,7 +167,7 @@ class OpenAI:
         text = error = ""
         answered = True
         try:
-            completion = self._completion(request)
+            completion = self._replied(request)
             text = _text(completion)
             self._succeeded = True
         except openai.APIError as failure:
@@ -186,6 +191,17 @@ class OpenAI:
             error=self._line(error),
         )
         return answer if answered else _Unanswered(answer)
+
+    def _replied(self, request: Request) -> Any:
+        """The server's JSON. The client tries again until a reply begins; here, until it is whole."""
+        for attempt in range(self._retries):
+            try:
+                return self._completion(request)
+            except _NoEnd:
+                raise
+            except (_NoReply, self._http.HTTPError):
+                time.sleep(_PAUSE_S * 2**attempt)
+        return self._completion(request)
 
     def _completion(self, request: Request) -> Any:
         """The server's JSON, asked for without the settings it refuses; these are left out from then on."""
@@ -221,7 +237,7 @@ class OpenAI:
                 if len(body) > _MAX_BYTES:
                     raise _NoText(f"the reply has more than {_MAX_BYTES / 1e6:.0f} MB")
                 if time.monotonic() > deadline:
-                    raise _NoReply(f"the reply did not end within {self._timeout_s:g} s")
+                    raise _NoEnd(f"the reply did not end within {self._timeout_s:g} s")
         try:
             return json.loads(body.decode(errors="replace"))
         except (ValueError, RecursionError):
@@ -345,6 +361,8 @@ def _text(completion: object) -> str:
             raise _NoText(f"the model refuses: {said}")
         case {"choices": [{"finish_reason": "length"}, *_]}:
             raise _NoText("the tokens ran out before there was a text; raise max_tokens")
+        case {"choices": [_, *_]}:
+            raise _NoText("the reply has no text")
     raise _NoReply("the reply has no text")
 
 
