@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":  # as a script; in the tests the path is set
     sys.path[0] = str(HERE.parent)
 
-from faults import clock, damage, disk, ending, endpoint, rivals
-from faults.commands import Asked, Command, Prune, Replace, Search, Sweep
-from faults.trial import Bench, Trial
+from faults import clock, damage, disk, ending, endpoint, rivals  # noqa: E402
+from faults.commands import Asked, Command, Prune, Replace, Search, Sweep  # noqa: E402
+from faults.trial import Bench, Trial  # noqa: E402
 
 ALL = (Prune, Search, Sweep)
 

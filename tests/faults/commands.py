@@ -1,4 +1,4 @@
-"""The commands that faults happen to: what they are, what they leave, which of their steps are finished and done again."""
+"""The commands that faults happen to: what they leave, and which of their steps are finished and done again."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _OUTAGE_LOSES = 2  # a third step in a row without an answer is an outage
 
 
 class Server(ThreadingHTTPServer):
-    """Fails with the given chance; out from request `until` on, as long as `healed` is not there. Faults go to `log`."""
+    """Fails with the given chance; out from request `until` on, while `healed` is not there. Faults go to `log`."""
 
     daemon_threads = True
 

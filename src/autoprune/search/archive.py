@@ -187,7 +187,7 @@ class Archive:
             copy.close()
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a statement; what SQLite refuses, as on a full disk or in a damaged file, is an AutopruneError."""
+        """All rows of a statement; what fails, as on a full disk or in a damaged file, is an AutopruneError."""
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
