@@ -1,19 +1,23 @@
 """The fault campaign: every kind of fault so many times, and a table of what was lost.
 
-python tests/faults/campaign.py --times 10 --seed 0 --out benchmarks/results/faults.json
+python tests/faults/campaign.py --times 2 --seed 0 --out benchmarks/results/faults.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -67,12 +71,17 @@ class Row:
 
     fault: str
     command: str
+    unit: str
+    may_be_lost: int
     times: int = 0
     lost_at_most: int = 0
-    unit: str = ""
-    may_be_lost: int = 0
     refused: int = 0
     problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, kind: Kind, command: type[Command]) -> Row:
+        most = command.in_flight if kind.may_be_lost is None else kind.may_be_lost
+        return cls(kind.name, command.name, command.unit, most)
 
     def add(self, trial: Trial) -> None:
         self.times += trial.faults
@@ -83,21 +92,24 @@ class Row:
             self.problems.append(f"lost {self.lost_at_most} {self.unit}")
 
 
-def campaign(bench: Bench, times: int, kinds: list[Kind] = KINDS, tell: Callable[[Row], None] = lambda row: None):
-    """Each kind until it has struck so often with each of its commands."""
-    rows = []
-    for kind in kinds:
-        for command in kind.commands:
-            row = Row(kind.name, command.name, unit=command.unit)
-            row.may_be_lost = command.in_flight if kind.may_be_lost is None else kind.may_be_lost
-            rows.append(row)
-            if not kind.needs():
-                continue
-            for _ in range(3 * times):  # some strike when all is done
-                if row.times < times:
-                    row.add(kind.trial(bench, command))
-            tell(row)
-    return rows
+def cell(kind: Kind, command: type[Command], times: int, seed: int, folder: Path) -> Row:
+    """One kind until it has struck so often; chance depends on the seed and the cell alone."""
+    row, bench = Row.of(kind, command), _bench(folder / str(os.getpid()))
+    bench.random.seed(f"{seed} {kind.name} {command.name}")
+    for _ in range(3 * times if kind.needs() else 0):  # some strike when all is done
+        if row.times < times:
+            row.add(kind.trial(bench, command))
+    return row
+
+
+def _numbered(number: int, command: type[Command], times: int, seed: int, folder: Path) -> Row:
+    """`cell`, for another process: a kind has functions that cannot be sent there."""
+    return cell(KINDS[number], command, times, seed, folder)
+
+
+@cache
+def _bench(folder: Path) -> Bench:
+    return Bench(folder)
 
 
 def table(rows: list[Row]) -> str:
@@ -112,8 +124,14 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=5, help="faults of each kind, with each command")
+    parser.add_argument(
+        "--times",
+        type=int,
+        default=2,
+        help="faults of each kind, with each command, for searches; sweeps get twice and prunes four times as many",
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--only", default="", help="kinds whose name has this")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--folder", type=Path, help="where to work; trials that went wrong stay there")
@@ -126,8 +144,14 @@ def main() -> None:
               f"refused {row.refused}, wrong {len(row.problems)}", *row.problems[:3], sep="\n    ", file=sys.stderr,
               flush=True)  # fmt: skip
 
-    kinds = [kind for kind in KINDS if given.only.lower() in kind.name.lower()]
-    rows = campaign(Bench(folder, given.seed), given.times, kinds, tell)
+    cells = [(kind, command) for kind in KINDS for command in kind.commands if given.only.lower() in kind.name.lower()]
+    rows = []
+    with ProcessPoolExecutor(given.jobs, get_context("fork")) as pool:
+        asked = [pool.submit(_numbered, KINDS.index(kind), command, given.times * command.weight, given.seed, folder)
+                 for kind, command in cells]  # fmt: skip
+        for waiting in asked:
+            rows.append(waiting.result())
+            tell(rows[-1])
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     record = {
         "command": shlex.join(["python", "tests/faults/campaign.py", *sys.argv[1:]]),

@@ -61,6 +61,9 @@ class Command:
     unit = ""
     """What one step is called."""
 
+    weight = 1
+    """How much quicker it is than the slowest: so many times as many faults."""
+
     in_flight = 1
     """Steps that may be under way at one instant."""
 
@@ -142,6 +145,7 @@ class Command:
 
 class Prune(Command):
     name, unit = "prune", "layers"
+    weight = 4
     in_flight = 2 * 7  # one block computes while the one before it is written
 
     @property
@@ -291,7 +295,7 @@ class Asked(Search):
 
 
 class Sweep(Command):
-    name, unit = "sweep", "points"
+    name, unit, weight = "sweep", "points", 2
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,7 @@ REFUSED, INTERRUPTED = 2, 130
 class Bench:
     """Where trials are made: inputs, what undisturbed runs give, and a new place for each trial."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int = 0):
         self.folder, self.random = folder, random.Random(seed)
         self.inputs = Inputs.make(folder / "inputs")
         self._undisturbed: dict[type[Command], Undisturbed] = {}

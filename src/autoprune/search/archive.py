@@ -190,7 +190,7 @@ class Archive:
         """All rows of a statement; what fails, as on a full disk or in a damaged file, is an AutopruneError."""
         try:
             return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # it may quote a damaged text
             raise _refusal(error, self.path) from None
 
     def _prepare(self) -> None:
@@ -411,7 +411,7 @@ def _crc32(*values: object) -> int:
     return zlib.crc32(repr(values).encode(errors="backslashreplace"))
 
 
-def _refusal(error: sqlite3.Error, path: Path) -> AutopruneError:
+def _refusal(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> AutopruneError:
     """What to tell of an error of SQLite's: damage, or a disk that fails."""
     reason = getattr(error, "sqlite_errorcode", None)
     if reason is None or reason & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
