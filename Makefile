@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test faults clean
 demo: $(VENV)/.demo
 	$(BIN)/autoprune demo --force
 
@@ -14,6 +14,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+# Long: every kind of fault with every command, several times (docs/faults.md).
+faults: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py --times 2 --seed 0 --out benchmarks/results/faults.json
 
 clean:
 	rm -rf $(VENV) demo-out

@@ -265,6 +265,49 @@ def test_a_line_that_power_loss_has_cut_off_is_done_again(text: str, tmp_path: P
         assert files(copy) == files(tmp_path / "whole")
 
 
+def test_what_a_kill_at_the_last_moment_leaves_is_removed_by_the_next_run(text: str, tmp_path: Path):
+    """The journal in a finished output; the older result, moved aside, with the new one in place or not yet."""
+    source, out = tiny.save(tmp_path / "dense"), tmp_path / "out"
+    autoprune.prune(source, out=out, **settings(text))
+    whole = sorted(path.name for path in out.iterdir())
+    for name in ("journal.jsonl", "journal.lock"):
+        (out / name).write_text("")
+    shutil.copytree(out, tmp_path / ".out.replaced")
+    with pytest.raises(AutopruneError, match="not empty"):
+        autoprune.prune(source, out=out, **settings(text))
+    assert sorted(path.name for path in out.iterdir()) == whole
+    assert sorted(tmp_path.iterdir()) == [source, out]
+    out.rename(tmp_path / ".out.replaced")
+    with pytest.raises(AutopruneError, match="not empty"):
+        autoprune.prune(source, out=out, **settings(text))
+    assert sorted(tmp_path.iterdir()) == [source, out]
+
+
+def test_half_a_text_of_a_killed_process_does_not_get_into_the_output(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source, out = tiny.save(tmp_path / "dense"), tmp_path / "out"
+    unfinished(source, out, monkeypatch, 8, **settings(text))
+    (folder_of(out) / ".autoprune.json.partial-1").write_text("{")
+    autoprune.prune(source, out=out, **settings(text))
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_flipped_bit_in_the_journal_is_not_believed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Digits would be believed: how many zeros a layer has, say, or its sparsity."""
+    source, out = tiny.save(tmp_path / "dense"), tmp_path / "out"
+    autoprune.prune(source, out=tmp_path / "whole", **settings(text))
+    unfinished(source, out, monkeypatch, 8, **settings(text))
+    steps = folder_of(out) / "journal.jsonl"
+    content = steps.read_bytes()
+    assert content.count(b'"zeros": 512') >= 1
+    steps.write_bytes(content.replace(b'"zeros": 512', b'"zeros": 513', 1))
+    autoprune.prune(source, out=out, **settings(text))
+    one, other = (json.loads((folder / "autoprune.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert one["layers"] == other["layers"]
+    assert files(out) == files(tmp_path / "whole")
+
+
 def _damage_shard(source: Path) -> None:
     (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-100])
 

@@ -115,6 +115,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., OpenAI]]:
     """Makes proposers that know KEY; retries follow at once, unless the server says how long to wait."""
     base_client = pytest.importorskip("openai")._base_client
     monkeypatch.setattr(base_client, "INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("autoprune.search.proposers.openai._PAUSE_S", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     proposers: list[OpenAI] = []
@@ -189,6 +190,28 @@ def test_connections_that_break_are_made_again(serve: Callable[..., Server], con
         handler.close_connection = True
 
     assert ask(connect(serve(hang_up, completion()))).text == PROGRAM
+
+
+def test_a_server_that_is_out_ends_the_search_instead_of_its_steps(
+    serve: Callable[..., Server], connect: Callable[..., OpenAI]
+):
+    proposer = connect(serve(completion(), fails(503, "overloaded")), concurrency=1)
+    answers = proposer.propose([request(step) for step in range(5)])
+    assert next(answers)[1].text == PROGRAM
+    with pytest.raises(AutopruneError, match=r"3 requests in a row .* error 503: overloaded") as caught:
+        next(answers)
+    assert "goes on where it was" in caught.value.remedy
+
+
+def test_two_failures_are_answers_once_others_have_come(serve: Callable[..., Server], connect: Callable[..., OpenAI]):
+    proposer = connect(serve(*[fails(503)] * 2, completion(), *[fails(400)] * 5), concurrency=1, retries=0)
+    answers = {asked.step: answer for asked, answer in proposer.propose([request(step) for step in range(8)])}
+    assert [bool(answers[step].error) for step in range(8)] == [True, True, False, *[True] * 5]
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(serve: Callable[..., Server], connect: Callable[..., OpenAI]):
+    nonsense = lambda handler, question: handler.send(b"<html>bad gateway</html>")  # noqa: E731
+    assert ask(connect(serve(broken, nonsense, completion()))).text == PROGRAM
 
 
 def endless(handler: Handler, question: Any) -> None:

@@ -456,6 +456,21 @@ def test_a_failed_swap_brings_the_old_folder_back(tmp_path: Path, monkeypatch: p
     assert (out / "old").read_text() == "old"
 
 
+def test_what_a_killed_process_has_written_in_part_is_taken_over(tmp_path: Path):
+    for process in range(2):
+        (tmp_path / ".out.partial").mkdir()
+        (tmp_path / ".out.partial" / "half").write_text("")
+        with finished_folder(tmp_path / "out") as folder:
+            (folder / "whole").write_text(str(process))
+            with (
+                pytest.raises(AutopruneError, match="another process is writing this output"),
+                finished_folder(tmp_path / "out"),
+            ):
+                pass
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [("whole", str(process))]
+
+
 def test_weights_that_blocks_share_are_pruned_once():
     model = tiny.model()
     model.model.layers[1].mlp = model.model.layers[0].mlp

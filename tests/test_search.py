@@ -7,6 +7,7 @@ import random
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,56 @@ def test_another_database_is_refused(tmp_path: Path):
     other.close()
     with pytest.raises(AutopruneError, match="an archive of format 0"):
         Archive.open(file)
+
+
+def test_a_flipped_bit_is_noticed_or_makes_no_difference(tmp_path: Path):
+    with closing(searched(tmp_path)) as archive:
+        whole = contents(archive)
+    file, rng, refused = tmp_path / "archive.sqlite", random.Random(0), 0
+    content = file.read_bytes()
+    for _ in range(100):
+        bit = rng.randrange(8 * len(content))
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            with closing(Archive.open(file)) as archive:
+                assert contents(archive) == whole
+        except AutopruneError as error:
+            refused += 1
+            assert error.remedy  # noqa: PT017  it may also go on
+        for log in ("archive.sqlite-wal", "archive.sqlite-shm"):
+            (tmp_path / log).unlink(missing_ok=True)
+    assert refused > 50
+
+
+def test_an_archive_from_before_there_were_checksums_gets_them(tmp_path: Path):
+    with closing(searched(tmp_path)) as archive:
+        whole = contents(archive)
+        archive._connection.execute("DROP TABLE seal")
+    with closing(Archive.open(tmp_path / "archive.sqlite")) as archive:
+        assert contents(archive) == whole
+        assert archive.is_sound()
+        archive._connection.execute("UPDATE evaluation SET damage = damage + 0.5 WHERE rung = 'full'")
+        assert not archive.is_sound()
+
+
+def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(tmp_path: Path):
+    whole = contents(searched(tmp_path / "whole"))
+    open_ = Archive.open.__func__
+    for pages in (24, 26, 28, 30):
+
+        def small(cls: type[Archive], path: Path, pages: int = pages) -> Archive:
+            archive = open_(cls, path)
+            archive._connection.execute(f"PRAGMA max_page_count = {pages}")
+            return archive
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Archive, "open", classmethod(small))
+            with pytest.raises(AutopruneError, match="disk is full") as caught:
+                searched(tmp_path / "small")
+            assert "free space" in caught.value.remedy
+    assert contents(searched(tmp_path / "small")) == whole
 
 
 def test_half_a_surrogate_pair_can_be_stored(tmp_path: Path):

@@ -465,11 +465,31 @@ def test_lines_that_are_cut_off_are_removed(tmp_path: Path):
     whole = path.read_bytes()
     for rest in (b'{"c"', b'{"c": 1}', b"[]\n", b"\0\0\n{}\n"):
         path.write_bytes(whole + rest)
-        assert read_lines(path) == lines.found
+        assert read_lines(path, chained=True) == lines.found
         assert path.read_bytes() == whole + rest
-        assert Lines(path).found == [{"a": 1}, {"b": [None]}]
+        assert Lines(path, chained=True).found == [{"a": 1}, {"b": [None]}]
         assert path.read_bytes() == whole
     assert difference({"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": (1,), "d": 3}}) == "b (d)"
+
+
+def test_a_flipped_bit_is_not_believed(tmp_path: Path):
+    """Wherever it is: one line is passed over, or two where it was the break between them."""
+    path, content = tmp_path / "lines", [{"a": 0.5}, {"b": [None]}, {"c": "ä"}]
+    lines = Lines(path)
+    for each in content:
+        lines.add(each)
+    assert read_lines(path) == content
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        found = [{name: line[name] for name in "abc" if name in line} for line in read_lines(path)]
+        found = [line for line in found if line]
+        assert [line for line in content if line in found] == found
+        assert len(found) >= 1
+        chained = [{name: line[name] for name in "abc" if name in line} for line in read_lines(path, chained=True)]
+        assert chained == content[: len(chained)]
 
 
 # ---------------------------------------------------------------- the command

@@ -34,7 +34,7 @@ from autoprune.inputs import (
     opened_blocks,
     opened_model,
 )
-from autoprune.journal import folder_of
+from autoprune.journal import folder_of, settle
 from autoprune.language import Program
 from autoprune.layer import Method
 from autoprune.measurements import Measurements
@@ -163,6 +163,7 @@ def prune(
     needs_text = bool(method.collects) or sharing.needs_text
     folder = Path(out) if out is not None else None
     if folder is not None:
+        settle(folder)
         check_output(folder, force=force, inputs=local_files(model))
     if needs_text and calibration != SELF:
         check_source(calibration)

@@ -8,11 +8,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from autoprune.errors import AutopruneError
 
 SIDECAR = "autoprune.json"
 """The record beside a result; also the mark by which a folder is known to be one."""
+
+_LOCK = "lock"
+_PARTIAL = ".partial-"
 
 
 def cache_folder(kind: str) -> Path:
@@ -28,6 +32,8 @@ def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> No
     `force` permits replacing a folder of results, never any other one, nor one that holds or lies in an input.
     """
     target = out.resolve()
+    with writing_to(out):
+        _settle(target)
     for source in (path.resolve() for path in inputs):
         inside = source.is_dir() and source in target.parents
         if target == source or target in source.parents or inside:
@@ -77,25 +83,34 @@ def bytes_on_disk(folder: Path) -> int:
 def finished_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends without an error.
 
-    On any error, and on Ctrl-C, the temporary folder is removed and what was at `out` is left as it was.
+    On any error, and on Ctrl-C, the temporary folder is removed and what was at `out` is left as it was. What a process
+    that was killed has left is taken over; where another one is at work, that is an error.
     """
     out = out.resolve()
+    partial = out.parent / f".{out.name}.partial"
     with writing_to(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            yield partial
-            replace_folder(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        with exclusive(partial / _LOCK, "another process is writing this output"):
+            try:
+                clear(partial, but=_LOCK)
+                yield partial
+                (partial / _LOCK).unlink()
+                replace_folder(partial, out)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear(folder: Path, *, but: str) -> None:
+    """Remove all that is in a folder but for one file."""
+    for path in folder.iterdir():
+        if path.name != but:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace_folder(made: Path, out: Path) -> None:
     """Put a folder in place of another, or where none is. Wrap it in `writing_to`."""
-    replaced = Path(f"{made}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)  # of a process that was killed
+    replaced = _replaced(out)
+    shutil.rmtree(replaced, ignore_errors=True)
     try:
         if out.exists():
             out.rename(replaced)
@@ -105,6 +120,19 @@ def replace_folder(made: Path, out: Path) -> None:
             replaced.rename(out)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(out: Path) -> Path:
+    """Where a folder is while another one takes its place."""
+    return out.parent / f".{out.name}.replaced"
+
+
+def _settle(out: Path) -> None:
+    """A process that was killed while it put a folder in place of `out` may have left that one beside it: put it back,
+    or remove it where the new one is in place."""
+    replaced = _replaced(out)
+    if replaced.exists():
+        shutil.rmtree(replaced) if out.exists() else replaced.rename(out)
 
 
 @contextmanager
@@ -123,7 +151,7 @@ def writing_to(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8; its folder is made where it is not there. Wrap it in `writing_to`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}{_PARTIAL}{os.getpid()}")
     try:
         partial.write_bytes(text.encode())
         partial.replace(path)
@@ -133,19 +161,26 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file, as long as this process lives at most; refused with a message where another one holds it."""
+    """Hold a lock file, as long as this process lives at most; refused with a message where another one holds it.
+    Files beside it that a process which was killed has written in part (`write_text`) are removed."""
     with writing_to(path):
         file = path.open("a")
     with file:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AutopruneError(otherwise, where=str(path.parent), remedy="wait for it, or choose another") from None
-        except OSError:  # a file system without locks
-            pass
+        _lock(file, path, otherwise)
+        with writing_to(path):
+            for partial in path.parent.glob(f".*{_PARTIAL}*"):
+                partial.unlink()
         yield
+
+
+def _lock(file: TextIO, path: Path, otherwise: str) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AutopruneError(otherwise, where=str(path.parent), remedy="wait for it, or choose another") from None
+    except OSError:  # a file system without locks
+        pass

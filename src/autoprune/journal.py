@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import AutopruneError
-from autoprune.files import exclusive, replace_folder, writing_to
+from autoprune.files import SIDECAR, clear, exclusive, replace_folder, writing_to
 from autoprune.lines import Lines, difference, read_lines
 
 _STEPS, _LOCK = "journal.jsonl", "journal.lock"
@@ -46,7 +46,7 @@ def folder_of(out: Path) -> Path:
 def steps_of(out: Path) -> list[dict[str, Any]]:
     """What the journal of an unfinished output has: what was asked for (`fingerprint`), then the steps; a process may
     be at work on it."""
-    return read_lines(folder_of(out) / _STEPS)
+    return read_lines(folder_of(out) / _STEPS, chained=True)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def journal(
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / _LOCK, "another process is writing this output"):
         with writing_to(out):
-            lines = Lines(folder / _STEPS)
+            lines = Lines(folder / _STEPS, chained=True)
         if lines.found and (other := difference(lines.found[0].get("fingerprint"), fingerprint)):
             if not anew:
                 raise AutopruneError(
@@ -77,13 +77,12 @@ def journal(
         try:
             if not lines.found:
                 with writing_to(out):
-                    _clear(folder)
+                    clear(folder, but=_LOCK)
                     lines.add({"format": _FORMAT, "fingerprint": fingerprint})
             yield made
             with writing_to(out):
                 replace_folder(folder, out.resolve())
-                for name in (_STEPS, _LOCK):
-                    (out / name).unlink()
+                _forget_steps(out)
         except BaseException as error:
             refused = isinstance(error, AutopruneError) and not isinstance(error.__cause__, OSError)
             if refused or not any(map(worth, made.steps)):
@@ -93,7 +92,13 @@ def journal(
             raise
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != _LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def settle(out: Path) -> None:
+    """Remove from a finished output what a process that was killed in its very last moment has left there."""
+    if (out / SIDECAR).is_file() and (out / _STEPS).is_file():
+        with writing_to(out):
+            _forget_steps(out)
+
+
+def _forget_steps(out: Path) -> None:
+    for name in (_LOCK, _STEPS):
+        (out / name).unlink(missing_ok=True)

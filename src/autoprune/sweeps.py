@@ -13,7 +13,6 @@ In memory are the unpruned model and one copy of it.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from autoprune.files import exclusive, write_text, writing_to
 from autoprune.inputs import SELF, calibration_tokens, evaluation_mode, evaluation_tokens, opened_model
 from autoprune.language import Program
 from autoprune.layer import Method
-from autoprune.lines import Lines, difference, read_lines
+from autoprune.lines import Lines, as_line, difference, read_lines
 from autoprune.models import fingerprint, input_device
 from autoprune.progress import Progress, Silent
 from autoprune.prune_blocks import Recipe
@@ -340,7 +339,7 @@ def _begun(folder: Path, head: Mapping[str, Any]) -> Iterator[Lines]:
     with exclusive(folder / _LOCK, "another sweep is at work in this folder"):
         with writing_to(folder):
             if not path.exists():
-                write_text(path, json.dumps(head) + "\n")
+                write_text(path, as_line(head))
             found = read_lines(path)  # before `Lines`, which would mend what is something else's
             before = _head(found, path)
             if _swept(found, path).damaged:

@@ -24,7 +24,8 @@ from autoprune.errors import AutopruneError
 
 def main() -> NoReturn:
     """Run the command line; exit code 0, 2 for what the user can mend, 130 when interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, _interrupt)
     code: int = 0
     try:
         code = cli(standalone_mode=False) or 0
@@ -46,7 +47,15 @@ def main() -> NoReturn:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, _leave)
     raise KeyboardInterrupt
+
+
+def _leave(*_: object) -> NoReturn:
+    """Someone cannot wait until all is in order: what follows a kill follows this."""
+    os.write(2, b"error: interrupted again; what is finished is kept, and the same command goes on\n")
+    os._exit(130)
 
 
 def _fail(message: str, code: int, error: BaseException | None = None) -> int:

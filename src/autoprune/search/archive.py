@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from autoprune.search.protocol import Answer, Outcome
 from autoprune.search.reply import sound
 
 FORMAT = 1
+
+_DAMAGED = "restore it from a copy, or give another --run"
+_AGAIN = "check the disk and its free space; the same command goes on where it was"
 
 _TABLES = """
 CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -74,6 +78,12 @@ CREATE TABLE call (
     PRIMARY KEY (step, round)
 ) WITHOUT ROWID;
 CREATE TABLE proposal (step INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT);
+"""
+
+# SQLite does not notice a bit that has flipped in a text or a number: each row has a checksum here.
+_SEAL = "seal"
+_MAKE_SEAL = f"""
+CREATE TABLE {_SEAL} (of TEXT NOT NULL, row TEXT NOT NULL, crc32 INTEGER NOT NULL, PRIMARY KEY (of, row)) WITHOUT ROWID
 """
 
 
@@ -145,15 +155,17 @@ class Archive:
         """The archive at a path, made if it is not there; refused where it is damaged or of another format."""
         try:
             connection = sqlite3.connect(path, isolation_level=None, timeout=10)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            archive = cls(connection, path)
-            archive._prepare()
         except sqlite3.Error as error:
-            raise AutopruneError(
-                f"cannot be used as an archive ({error})", where=str(path), remedy="give another --run"
-            ) from None
+            raise _refusal(error, path) from None
+        archive = cls(connection, path)
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                archive._rows(f"PRAGMA {pragma}")
+            archive._prepare()
+            archive._seal()
+        except BaseException:
+            connection.close()
+            raise
         return archive
 
     @classmethod
@@ -174,18 +186,25 @@ class Archive:
         finally:
             copy.close()
 
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a statement; what fails, as on a full disk or in a damaged file, is an AutopruneError."""
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # it may quote a damaged text
+            raise _refusal(error, self.path) from None
+
     def _prepare(self) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        version = self._rows("PRAGMA user_version")[0][0]
         if version == FORMAT:
             return
-        if version or self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if version or self._rows("SELECT count(*) FROM sqlite_master")[0][0]:
             raise AutopruneError(
                 f"an archive of format {version}, not {FORMAT}", where=str(self.path), remedy="give another --run"
             )
         with self.transaction():
-            for statement in _TABLES.split(";"):
-                self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+            for statement in (*_TABLES.split(";"), _MAKE_SEAL):
+                self._rows(statement)
+            self._rows(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
         self._connection.close()
@@ -193,28 +212,76 @@ class Archive:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is written within is there afterwards, or nothing of it."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._rows("BEGIN IMMEDIATE")
         try:
             yield
+            self._rows("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has ended it already
+                self._rows("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def is_sound(self) -> bool:
-        """Whether SQLite finds the file whole, and every reference in it leads somewhere."""
-        whole = self._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        return whole and not self._connection.execute("PRAGMA foreign_key_check").fetchall()
+        """Whether SQLite finds the file whole, every reference in it leads somewhere, and every row is as it was
+        written."""
+        try:
+            self._check()
+        except AutopruneError:
+            return False
+        return True
+
+    # ---------------------------------------------------------------- checksums
+
+    def _seal(self) -> None:
+        """Check all rows, and have those that are written from now on sealed with a checksum."""
+        if not self._check():  # from before there were any
+            with self.transaction():
+                self._rows(_MAKE_SEAL)
+                for table, key, crc in self._sums():
+                    self._rows(f"INSERT INTO {_SEAL} SELECT '{table}', {key}, {crc} FROM {table}")
+        for table, key, crc in self._sums("NEW."):
+            self._rows(
+                f"CREATE TEMP TRIGGER seal_{table} AFTER INSERT ON main.{table} BEGIN "
+                f"INSERT OR REPLACE INTO {_SEAL} VALUES ('{table}', {key}, {crc}); END"
+            )
+        for table, key, _ in self._sums("OLD."):
+            self._rows(
+                f"CREATE TEMP TRIGGER unseal_{table} AFTER DELETE ON main.{table} BEGIN "
+                f"DELETE FROM {_SEAL} WHERE of = '{table}' AND row = {key}; END"
+            )
+
+    def _check(self) -> bool:
+        """Refuse a file that is damaged. False where it has no checksums."""
+        self._connection.create_function("crc32", -1, _crc32, deterministic=True)
+        whole = self._rows("PRAGMA integrity_check") == [("ok",)] and not self._rows("PRAGMA foreign_key_check")
+        has_seals = bool(self._rows("SELECT 1 FROM sqlite_master WHERE name = ?", (_SEAL,)))
+        self._rows("BEGIN")  # of one moment: another process may be writing
+        for table, key, crc in self._sums() if has_seals else ():
+            sealed = f"SELECT row, crc32 FROM {_SEAL} WHERE of = '{table}'"
+            found = f"SELECT {key}, {crc} FROM {table}"
+            whole = whole and not self._rows(f"SELECT * FROM ({sealed} EXCEPT {found}) UNION ALL "
+                                             f"SELECT * FROM ({found} EXCEPT {sealed})")  # fmt: skip
+        self._rows("COMMIT")
+        if not whole:
+            raise AutopruneError("the archive is damaged", where=str(self.path), remedy=_DAMAGED)
+        return has_seals
+
+    def _sums(self, of: str = "") -> Iterator[tuple[str, str, str]]:
+        """By table, expressions of a row's key and checksum."""
+        for table in ("run", "node", "edge", "parent", "evaluation", "call", "proposal"):
+            columns = self._rows(f"PRAGMA table_info({table})")
+            key = " || ' ' || ".join(f"{of}{name}" for _, name, *_, position in columns if position)
+            yield table, f"CAST({key} AS TEXT)", f"crc32({', '.join(f'{of}{name}' for _, name, *_ in columns)})"
 
     # ---------------------------------------------------------------- writing
 
     def set(self, name: str, value: Any) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (name, json.dumps(value)))
+        self._rows("INSERT OR REPLACE INTO run VALUES (?, ?)", (name, json.dumps(value)))
 
     def add_call(self, call: Call) -> None:
         """At once, outside of the step's transaction."""
         answer = call.answer
-        self._connection.execute(
+        self._rows(
             "INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 call.step,
@@ -231,13 +298,13 @@ class Archive:
         )
 
     def add_node(self, node: Node) -> None:
-        self._connection.execute(
+        self._rows(
             "INSERT INTO node VALUES (?, ?, ?, ?, ?)",
             (node.digest, node.canonical, json.dumps(node.traits), node.step, node.same_as),
         )
 
     def add_edge(self, edge: Edge) -> None:
-        self._connection.execute(
+        self._rows(
             "INSERT INTO edge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 edge.step,
@@ -252,12 +319,13 @@ class Archive:
             ),
         )
         rows = [(edge.step, position, digest) for position, digest in enumerate(edge.parents)]
-        self._connection.executemany("INSERT INTO parent VALUES (?, ?, ?)", rows)
+        for row in rows:
+            self._rows("INSERT INTO parent VALUES (?, ?, ?)", row)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """At once, outside of the step's transaction."""
         outcome = evaluation.outcome
-        self._connection.execute(
+        self._rows(
             "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 evaluation.digest,
@@ -274,29 +342,27 @@ class Archive:
 
     def add_proposal(self, proposal: Proposal) -> None:
         row = (proposal.step, proposal.outcome, sound(proposal.detail), proposal.digest)
-        self._connection.execute("INSERT INTO proposal VALUES (?, ?, ?, ?)", row)
+        self._rows("INSERT INTO proposal VALUES (?, ?, ?, ?)", row)
 
     # ---------------------------------------------------------------- reading
 
     def get(self, name: str, default: Any = None) -> Any:
-        row = self._connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0]) if row else default
+        rows = self._rows("SELECT value FROM run WHERE name = ?", (name,))
+        return json.loads(rows[0][0]) if rows else default
 
     def nodes(self) -> list[Node]:
         """In the order in which they were found."""
-        rows = self._connection.execute(
-            "SELECT digest, canonical, traits, step, same_as FROM node ORDER BY step, digest"
-        )
+        rows = self._rows("SELECT digest, canonical, traits, step, same_as FROM node ORDER BY step, digest")
         return [Node(digest=d, canonical=c, traits=tuple(json.loads(t)), step=s, same_as=a) for d, c, t, s, a in rows]
 
     def edges(self) -> list[Edge]:
         parents: dict[int, list[str]] = {}
-        for step, digest in self._connection.execute("SELECT step, digest FROM parent ORDER BY step, position"):
+        for step, digest in self._rows("SELECT step, digest FROM parent ORDER BY step, position"):
             parents.setdefault(step, []).append(digest)
         names = "step, child, operator, diagnosis, hypothesis, predicted, observed, noise, verdict"
         return [
             Edge(parents=tuple(parents.get(row[0], ())), **dict(zip(names.split(", "), row, strict=True)))
-            for row in self._connection.execute(f"SELECT {names} FROM edge ORDER BY step")
+            for row in self._rows(f"SELECT {names} FROM edge ORDER BY step")
         ]
 
     def evaluations(self) -> dict[tuple[str, str], Outcome]:
@@ -312,14 +378,14 @@ class Archive:
                 peak_bytes=peak_bytes,
                 error=error,
             )
-            for digest, rung, damage, parts, figures, signature, seconds, peak_bytes, error in self._connection.execute(
+            for digest, rung, damage, parts, figures, signature, seconds, peak_bytes, error in self._rows(
                 f"SELECT digest, rung, {names} FROM evaluation ORDER BY digest, rung"
             )
         }
 
     def calls(self, step: int | None = None) -> list[Call]:
         names = ("text", "model", "seconds", "tokens_in", "tokens_out", "price_usd", "error")
-        rows = self._connection.execute(
+        rows = self._rows(
             "SELECT step, round, prompt, reply, model, seconds, tokens_in, tokens_out, price_usd, error FROM call "
             "WHERE ?1 IS NULL OR step = ?1 ORDER BY step, round",
             (step,),
@@ -332,12 +398,25 @@ class Archive:
     def cost(self) -> tuple[int, float]:
         """Tokens of all prompts and replies, and US dollars, as far as they are known."""
         statement = "SELECT TOTAL(tokens_in) + TOTAL(tokens_out), TOTAL(price_usd) FROM call"
-        tokens, usd = self._connection.execute(statement).fetchone()
+        tokens, usd = self._rows(statement)[0]
         return int(tokens), usd
 
     def proposals(self) -> list[Proposal]:
-        rows = self._connection.execute("SELECT step, outcome, detail, digest FROM proposal ORDER BY step")
+        rows = self._rows("SELECT step, outcome, detail, digest FROM proposal ORDER BY step")
         return [Proposal(step=s, outcome=o, detail=d, digest=g) for s, o, d, g in rows]
+
+
+def _crc32(*values: object) -> int:
+    """Of a row."""
+    return zlib.crc32(repr(values).encode(errors="backslashreplace"))
+
+
+def _refusal(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> AutopruneError:
+    """What to tell of an error of SQLite's: damage, or a disk that fails."""
+    reason = getattr(error, "sqlite_errorcode", None)
+    if reason is None or reason & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return AutopruneError(f"cannot be used as an archive ({error})", where=str(path), remedy=_DAMAGED)
+    return AutopruneError(f"cannot be read or written ({error})", where=str(path), remedy=_AGAIN)
 
 
 def _copy(path: Path, copy: sqlite3.Connection) -> None:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ _MAX_BYTES = 32_000_000
 _MIN_KEY = 8
 _CONNECT_TIMEOUT_S = 10.0
 _HIDDEN = "[key]"
+_PAUSE_S = 0.5  # before the second attempt; then twice as long each time
+_OUTAGE = 3  # requests in a row, each tried several times
+_OF_THE_REQUEST = (400, 413, 422)  # what a server says of a request, not of itself
 
 # Servers that know only the newer name of max_tokens refuse the older one, and say so; servers that know only the older
 # one may ignore the newer, and then nothing would bound a reply. So the older goes first.
@@ -48,11 +52,29 @@ class _NoText(ValueError):
     """The server replied, but not with a text; the message says with what."""
 
 
+class _NoReply(_NoText):
+    """What came is no reply of such a server."""
+
+
+class _NoEnd(_NoReply):
+    """It took too long."""
+
+
+@dataclass(frozen=True)
+class _Unanswered:
+    """A request of which the server, or the way there, made nothing; what to tell of it if others are answered."""
+
+    answer: Answer
+
+
 class OpenAI:
     """A language model behind a server of chat completions, asked with several requests at a time.
 
     `timeout_s` bounds the wait for a reply to begin, at each of `retries` + 1 attempts, and the time from there to its
     end. What the server says a request has cost counts before the prices given here.
+
+    A request that failed has an answer with an error; where several in a row did, it is the server, and an
+    AutopruneError: whoever asks again later has lost nothing.
     """
 
     repairs = True
@@ -75,11 +97,12 @@ class OpenAI:
         self.model = model
         self._server = _shown(base_url) if base_url else "the OpenAI API"
         self._key = _key_of_environment(needed=not base_url)
-        self._timeout_s, self._concurrency = timeout_s, concurrency
+        self._timeout_s, self._concurrency, self._retries = timeout_s, concurrency, retries
         self._prices = usd_per_million_in, usd_per_million_out
         self._values = {"max_tokens": max_tokens, "max_completion_tokens": max_tokens, "temperature": temperature}
         self._names = ("max_tokens", "seed") if temperature is None else ("max_tokens", "seed", "temperature")
         self._reached = self._succeeded = False
+        self._unanswered = 0  # requests in a row
         # A broken reply raises errors of the HTTP library under the client: httpx2, and before openai 3 httpx.
         self._http: Any = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]]
         self._client = openai.OpenAI(
@@ -91,7 +114,8 @@ class OpenAI:
 
     def propose(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         """All answers, as they come. What no request can survive (a wrong key, say) is an AutopruneError."""
-        waiting, done = deque(requests), SimpleQueue[tuple[Request, Answer | Exception]]()
+        waiting, done = deque(requests), SimpleQueue[tuple[Request, Answer | _Unanswered | Exception]]()
+        unanswered: list[tuple[Request, Answer]] = []
 
         def work() -> None:
             while True:
@@ -112,35 +136,52 @@ class OpenAI:
                 request, answer = done.get()
                 if isinstance(answer, Exception):
                     raise answer
+                if isinstance(answer, _Unanswered):
+                    self._unanswered += 1
+                    unanswered.append((request, answer.answer))
+                    if self._unanswered >= _OUTAGE:
+                        raise self._outage(answer.answer)
+                    continue
+                self._unanswered = 0
                 yield request, answer
+            yield from unanswered
         finally:
             waiting.clear()
+
+    def _outage(self, last: Answer) -> AutopruneError:
+        return AutopruneError(
+            f"{self._unanswered} requests in a row were not answered, the last one with: {last.error.rstrip('.')}",
+            where=self._server,
+            remedy="see to the server; the same command goes on where it was",
+        )
 
     def close(self) -> None:
         self._client.close()
 
-    def _answer(self, request: Request) -> Answer | AutopruneError:
+    def _answer(self, request: Request) -> Answer | _Unanswered | AutopruneError:
         """What came of a request, or why none can succeed. No exception is chained: those of the client hold keys."""
         import openai
 
         start = time.monotonic()
         completion: Any = None
         text = error = ""
+        answered = True
         try:
-            completion = self._completion(request)
+            completion = self._replied(request)
             text = _text(completion)
             self._succeeded = True
         except openai.APIError as failure:
             if fatal := self._fatal(failure):
                 return fatal
             error = self._reason(failure)
+            answered = getattr(failure, "status_code", 0) in _OF_THE_REQUEST
         except self._http.HTTPError as failure:
-            error = f"the reply broke off ({type(failure).__name__})"
+            error, answered = f"the reply broke off ({type(failure).__name__})", False
         except _NoText as failure:
-            error = str(failure)
+            error, answered = str(failure), not isinstance(failure, _NoReply)
         usage = _usage(completion)
         tokens_in, tokens_out = (_amount(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-        return Answer(
+        answer = Answer(
             text=_without(self._key, sound(text[:MAX_CHARACTERS]), least=12),
             model=self.model,
             seconds=time.monotonic() - start,
@@ -149,6 +190,18 @@ class OpenAI:
             price_usd=self._price(usage, tokens_in, tokens_out),
             error=self._line(error),
         )
+        return answer if answered else _Unanswered(answer)
+
+    def _replied(self, request: Request) -> Any:
+        """The server's JSON. The client tries again until a reply begins; here, until it is whole."""
+        for attempt in range(self._retries):
+            try:
+                return self._completion(request)
+            except _NoEnd:
+                raise
+            except (_NoReply, self._http.HTTPError):
+                time.sleep(_PAUSE_S * 2**attempt)
+        return self._completion(request)
 
     def _completion(self, request: Request) -> Any:
         """The server's JSON, asked for without the settings it refuses; these are left out from then on."""
@@ -184,11 +237,11 @@ class OpenAI:
                 if len(body) > _MAX_BYTES:
                     raise _NoText(f"the reply has more than {_MAX_BYTES / 1e6:.0f} MB")
                 if time.monotonic() > deadline:
-                    raise _NoText(f"the reply did not end within {self._timeout_s:g} s")
+                    raise _NoEnd(f"the reply did not end within {self._timeout_s:g} s")
         try:
             return json.loads(body.decode(errors="replace"))
         except (ValueError, RecursionError):
-            raise _NoText(f"the reply is not JSON: {body[:100].decode(errors='replace')}") from None
+            raise _NoReply(f"the reply is not JSON: {body[:100].decode(errors='replace')}") from None
 
     def _fatal(self, error: openai.APIError) -> AutopruneError | None:
         """The error of a run that had better end here, if it is one."""
@@ -308,7 +361,9 @@ def _text(completion: object) -> str:
             raise _NoText(f"the model refuses: {said}")
         case {"choices": [{"finish_reason": "length"}, *_]}:
             raise _NoText("the tokens ran out before there was a text; raise max_tokens")
-    raise _NoText("the reply has no text")
+        case {"choices": [_, *_]}:
+            raise _NoText("the reply has no text")
+    raise _NoReply("the reply has no text")
 
 
 def _usage(completion: object) -> Mapping[str, Any]:
