@@ -131,7 +131,8 @@ def _syntax_tree(text: str) -> ast.Module:
 def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
     match body:
         case [ast.Expr(value=ast.Constant(value=str(doc))), *rest]:
-            return " ".join(doc.encode(errors="replace").decode().split()), rest
+            # A terminal would obey escape sequences, and no file takes halves of surrogate pairs.
+            return " ".join("".join(sign if sign.isprintable() else " " for sign in doc).split()), rest
     return "", body
 
 
@@ -143,7 +144,7 @@ def _option(statement: ast.Assign) -> tuple[str, str | float]:
         case ast.Assign(
             targets=[ast.Name(id=name)],
             value=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)),
-        ):
+        ) if not isinstance(number, bool):
             value = -number
         case _:
             raise _refuse(
