@@ -26,16 +26,18 @@ def seeds() -> list[bytes]:
 def mutated(data: bytes, rng: Random) -> bytes:
     """A program changes within its fence or its JSON, or what is around it does."""
     text = texts.decoded(data)
-    match rng.randrange(4):
+    match rng.randrange(3):
         case 0:
             made = texts.decoded(program.mutated(texts.encoded(program.drawn(rng)), rng))
             text = rng.choice((fenced(made), made, json.dumps({"program": made, "predicted": rng.uniform(-1, 1)})))
+            if rng.random() < 0.5:
+                return texts.encoded(text)
         case 1:
             return texts.encoded(texts.mutated(text, rng))
     for _ in range(rng.choice((1, 2, 5))):
         at = rng.randrange(len(text) + 1)
         piece = rng.choice(_PIECES) * rng.choice((1, 1, 1, 50))
-        text = text[:at] + piece + text[at + rng.choice((0, 0, 1, 10)) :]
+        text = text[:at] + piece + text[at + rng.choice((0, 0, 0, 1, 10)) :]
     return texts.encoded(text[: texts.LONGEST])
 
 
