@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_LONGEST_REASON = 300  # characters
+_LONGEST_REASON, _LONGEST_REMEDY = 300, 1_000  # characters
 
 
 class AutopruneError(ValueError):
@@ -34,14 +34,18 @@ class ProgramError(AutopruneError):
     """A pruning program that cannot run: `place`, `reason` and `remedy`, also for a language model to read."""
 
     def __init__(self, reason: str, *, place: Place, remedy: str, file: str = ""):
-        if len(reason) > _LONGEST_REASON:  # it may quote a name of any length
-            reason = f"{reason[:_LONGEST_REASON]}…"
+        reason, remedy = _cut(reason, _LONGEST_REASON), _cut(remedy, _LONGEST_REMEDY)
         super().__init__(reason, where=f"{file}, {place}" if file else str(place), remedy=remedy)
         self.place, self.reason = place, self.what
 
     def in_file(self, file: str) -> ProgramError:
         """The same error, naming the file."""
         return ProgramError(self.reason, place=self.place, remedy=self.remedy, file=file)
+
+
+def _cut(text: str, most: int) -> str:
+    """Texts quote names of the program, which may be long, and many."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

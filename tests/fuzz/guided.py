@@ -83,7 +83,7 @@ def main() -> None:
     for number, data in enumerate(target.seeds()):
         (corpus / f"seed-{number:04d}").write_bytes(data)
     run = Run(target, given.runs, given.out)
-    flags = [f"-runs={given.runs}", f"-seed={given.seed}", "-max_len=30000", "-len_control=0", "-mutate_depth=1"]
+    flags = [f"-runs={given.runs}", f"-seed={given.seed}", "-max_len=4000", "-len_control=0", "-mutate_depth=1"]
     flags += ["-timeout=30", "-rss_limit_mb=4000", f"-artifact_prefix={given.out}/"]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], run.one, custom_mutator=run.mutated)
     atheris.Fuzz()
