@@ -91,7 +91,9 @@ def _check_option(statement: ast.Assign, defined: list[str]) -> None:
 
 def _check_function(function: ast.FunctionDef, locals_like: str) -> None:
     table = FUNCTIONS[function.name].statistics
-    others = {name: value for name, value in ast.iter_fields(function) if name not in (*_PLACES, "name", "args", "body")}
+    others = {
+        name: value for name, value in ast.iter_fields(function) if name not in (*_PLACES, "name", "args", "body")
+    }
     assert not any(others.values()), others  # decorators, annotations, type comments, type parameters
     others = {name: value for name, value in ast.iter_fields(function.args) if name != "args"}
     assert not any(others.values()), others  # defaults, stars, keyword-only and positional-only ones

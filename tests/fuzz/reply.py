@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from random import Random
 
-from autoprune.errors import ProgramError
 from autoprune.search.reply import parse_reply
 from fuzz import program, texts
+from fuzz.outcome import REFUSED
 from test_hostile_replies import REPLIES, fenced
 
 _PIECES = (
-    "```python\n ```\n ~~~ ```json\n <think> </think> Diagnosis: Hypothesis: Predicted: Program: predicted_effect: ** > "
-    "# - { } [ ] {\"program\": \"diagnosis\": \" \\n \\ud800 \\u0000 null 1e999 -0.05 −0.1 +1e-3 NaN def return \r \r\n \0"
-).split(" ")
+    *("```python\n", "```\n", "~~~", "```json\n", "<think>", "</think>", "**", ">", "#", "-", "{", "}", "[", "]", '"'),
+    *("Diagnosis:", "Hypothesis:", "Predicted:", "Program:", "prediction:", '{"program":', '"diagnosis":', "null"),
+    *("\\n", "\\ud800", "\\u0000", "1e999", "-0.05", "−0.1", "+1e-3", "NaN", "def", "\r", "\r\n", "\x00"),
+)
 
 
 def seeds() -> list[bytes]:
@@ -51,7 +52,7 @@ def check(data: bytes) -> str:
         assert text.isprintable()
     assert reply.predicted is None or abs(reply.predicted) < 1e3
     read = program.read(reply.program)
-    if isinstance(read, ProgramError):
-        return program.REFUSED
+    if read is None:
+        return REFUSED
     assert parse_reply(fenced(read.canonical)).program == read.canonical
     return program.check(texts.encoded(reply.program))

@@ -17,19 +17,19 @@ _WORD = re.compile(r"[A-Za-z_]\w*|\d[\w.]*|\"[^\"\n]*\"|\*\*|[<>=!]=|\n[ ]*|\s|.
 LONGEST = 24_000
 """Characters of a text that is made here: just beyond what a program may have."""
 
-_KEYWORDS = (
+_KEYWORDS = str.split(
     "def return lambda if else and or not is in for while with as import from class async await yield global nonlocal "
     "del assert raise try except finally pass break continue match case type None True False print _"
-).split()
+)
 
-_SIGNS = (
+_SIGNS = str.split(
     "( ) [ ] { } , : ; . ... = == != < > <= >= + - * / // % ** @ & | ^ ~ << >> := -> += @= ' \" ''' \"\"\" # \\ $ ? ! `"
-).split()
+)
 
-_NUMBERS = (
+_NUMBERS = str.split(
     "0 1 -1 0.0 -0.0 1e6 -1e6 1e-45 1e-400 1e999 -1e999 1000000.1 0x10 0b1 0o7 1_000 1__0 1j 1e5j .5 5. 1e 0777 "
     "9**9**9 10**10000 0.1e-300 3.4028236e38 1e38 16777217 ٣ 1e+1e 0xfffffffffffffffffffffffff"
-).split()
+)
 
 _TRICKS = [
     "9" * 5_000,

@@ -12,7 +12,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
-from autoprune.errors import Place, ProgramError, nearest
+from autoprune.errors import Place, ProgramError, nearest, printable
 from autoprune.language.operators import OPERATORS
 from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Node, Tape, TapeBuilder
 from autoprune.language.statistics import FUNCTIONS
@@ -131,8 +131,7 @@ def _syntax_tree(text: str) -> ast.Module:
 def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
     match body:
         case [ast.Expr(value=ast.Constant(value=str(doc))), *rest]:
-            # A terminal would obey escape sequences, and no file takes halves of surrogate pairs.
-            return " ".join("".join(sign if sign.isprintable() else " " for sign in doc).split()), rest
+            return " ".join(printable(doc).split()), rest
     return "", body
 
 

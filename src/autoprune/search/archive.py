@@ -77,6 +77,12 @@ CREATE TABLE proposal (step INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail T
 """
 
 
+_SCHEMA = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_autoindex%' ORDER BY name"
+
+_DAMAGED = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading raises where the values are not as they were written."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """What a proposer was asked, and what it replied; `round` 1 is a repair."""
@@ -167,16 +173,17 @@ class Archive:
             archive = cls(copy, path)
             archive._prepare()
             yield archive
-        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise AutopruneError(
-                f"the archive is damaged ({error})", where=str(path), remedy="restore it from a copy"
-            ) from None
+        except AutopruneError:
+            raise
+        except _DAMAGED as error:
+            raise _damaged(path, error) from None
         finally:
             copy.close()
 
     def _prepare(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version == FORMAT:
+            self._require_own_tables()
             return
         if version or self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise AutopruneError(
@@ -186,6 +193,24 @@ class Archive:
             for statement in _TABLES.split(";"):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _require_own_tables(self) -> None:
+        """Refuse tables, views or triggers that are not ours, whose SQL would run with our queries, and values of other
+        types than a column's, which SQLite would take."""
+        own = sqlite3.connect(":memory:")
+        own.executescript(_TABLES)
+        expected, found = (list(connection.execute(_SCHEMA)) for connection in (own, self._connection))
+        own.close()
+        if expected != found:
+            raise _damaged(self.path, "it has other tables than a search makes")
+        for _, table, *_ in expected:
+            columns = self._connection.execute(f"PRAGMA table_info({table})").fetchall()
+            wrong = (
+                f"typeof({name}) NOT IN ('{kind.lower()}', '{kind.lower() if required or key else 'null'}')"
+                for _, name, kind, required, _, key in columns
+            )
+            if self._connection.execute(f"SELECT 1 FROM {table} WHERE {' OR '.join(wrong)} LIMIT 1").fetchone():
+                raise _damaged(self.path, f"a value in {table} is of another type")
 
     def close(self) -> None:
         self._connection.close()
@@ -338,6 +363,10 @@ class Archive:
     def proposals(self) -> list[Proposal]:
         rows = self._connection.execute("SELECT step, outcome, detail, digest FROM proposal ORDER BY step")
         return [Proposal(step=s, outcome=o, detail=d, digest=g) for s, o, d, g in rows]
+
+
+def _damaged(path: Path, why: object) -> AutopruneError:
+    return AutopruneError(f"the archive is damaged ({why})", where=str(path), remedy="restore it from a copy")
 
 
 def _copy(path: Path, copy: sqlite3.Connection) -> None:
