@@ -99,7 +99,7 @@ def mutated(data: bytes, rng: Random) -> bytes:
         for _ in range(rng.choice((1, 1, 2, 5))):
             _change(connection, rng)
         return connection.serialize()
-    except (sqlite3.Error, OverflowError, UnicodeEncodeError, IndexError):
+    except (sqlite3.Error, OverflowError, ValueError, IndexError):
         return _changed_bytes(data, rng)
     finally:
         connection.close()
@@ -113,7 +113,9 @@ def _change(connection: sqlite3.Connection, rng: Random) -> None:
     if rng.random() < 0.15:
         connection.executescript(rng.choice(_STATEMENTS).format(table=table, column=column))
         return
-    some = "" if rng.random() < 0.3 else f" WHERE {column} = (SELECT {column} FROM {table} ORDER BY random() LIMIT 1)"
+    place = rng.randrange(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] + 1)
+    one = f" WHERE {column} = (SELECT {column} FROM {table} LIMIT 1 OFFSET {place})"
+    some = "" if rng.random() < 0.3 else one
     value = rng.choice(_VALUES)
     if isinstance(value, str) and rng.random() < 0.05:
         value *= 50

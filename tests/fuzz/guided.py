@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("fuzz-out"))
     given = parser.parse_args()
-    with atheris.instrument_imports(include=["autoprune"]):
+    with atheris.instrument_imports(include=["autoprune"]):  # pyright: ignore[reportAttributeAccessIssue]
         target = importlib.import_module(f"fuzz.{given.target}")
     corpus = given.out / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)

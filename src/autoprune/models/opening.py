@@ -149,12 +149,25 @@ def copy_files(source: Path, folder: Path) -> None:
     for path in paths:
         if path.name == SIDECAR or path.name.startswith("."):
             continue
+        if not _is_own(path, source):
+            raise AutopruneError(
+                "is a link out of the checkpoint's folder, and would be copied with the model",
+                where=str(path),
+                remedy="put the file itself there, or remove the link",
+            )
         target = folder / path.relative_to(source)
         target.parent.mkdir(exist_ok=True)
         with path.open("rb") as old, target.open("wb") as new:
             shutil.copyfileobj(old, new)
             new.flush()
             os.fsync(new.fileno())
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file is in the folder itself, or in the hub's cache, where links of its checkpoints lead."""
+    target = path.resolve()
+    in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return in_cache or target.is_relative_to(folder.resolve())
 
 
 def local_folder(location: str) -> Path | None:

@@ -156,7 +156,7 @@ class Archive:
             connection.execute("PRAGMA foreign_keys = ON")
             archive = cls(connection, path)
             archive._prepare()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes names of a damaged file as they are
             raise AutopruneError(
                 f"cannot be used as an archive ({error})", where=str(path), remedy="give another --run"
             ) from None
