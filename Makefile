@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults clean
+.PHONY: demo test faults fuzz mutants clean
 demo: $(VENV)/.demo
 	$(BIN)/autoprune demo --force
 
@@ -19,8 +19,14 @@ test: $(VENV)/.dev
 faults: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py --times 2 --seed 0 --out benchmarks/results/faults.json
 
+# A million inputs to all that reads what strangers wrote, guided by coverage: docs/fuzzing.md. Atheris is only needed here.
+PROGRAMS ?= 1000000
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0' 'coverage>=7.6'
+	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.campaign --inputs $(PROGRAMS) --out fuzz-out
+
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) demo-out fuzz-out
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'

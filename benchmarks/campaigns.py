@@ -41,9 +41,8 @@ def main() -> None:
     lines = arguments.out.read_text("utf-8").splitlines() if arguments.out.exists() else []
     known = {row["run"]: row for row in map(json.loads, lines)}
     for run in arguments.runs:
-        archive = open_run(run)
-        known[run.name] = {"run": run.name, "commit": arguments.commit, **summary(archive)}
-        archive.close()
+        with open_run(run) as archive:
+            known[run.name] = {"run": run.name, "commit": arguments.commit, **summary(archive)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("".join(json.dumps(known[name]) + "\n" for name in sorted(known)), "utf-8")
 

@@ -39,7 +39,9 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    space, graph = Space.of(options.freeze), Graph(open_run(options.run), RUNGS)
+    space = Space.of(options.freeze)
+    with open_run(options.run) as archive:
+        graph = Graph(archive, RUNGS)
     prompter = Prompter(about="The model is small.", space=space, tokens=options.prompt_tokens)
     requests = []
     for number in range(options.count):

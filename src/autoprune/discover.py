@@ -204,12 +204,14 @@ def discover(
     return Discovery(run=str(folder), account=told, winner=winner)
 
 
-def open_run(run: str | Path) -> Archive:
-    """The archive of a search; an error where there is none."""
+@contextmanager
+def open_run(run: str | Path) -> Iterator[Archive]:
+    """The archive of a search, to be read; an error where there is none, or it is damaged."""
     path = Path(run) / ARCHIVE
     if not path.is_file():
         raise AutopruneError("there is no search here", where=str(run), remedy="give the --run of autoprune search")
-    return Archive.open(path)
+    with Archive.snapshot(path) as archive:
+        yield archive
 
 
 class Unwatched:

@@ -6,14 +6,21 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_LONGEST_REASON = 300  # characters
+_LONGEST, _LONGEST_REASON = 1_000, 300  # characters
+
+
+def printable(text: str) -> str:
+    """The text with blanks in place of what is not shown, which a terminal may obey: line breaks are among that."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 class AutopruneError(ValueError):
     """Something the user can mend. `str()` is one line: ``where: what; remedy``."""
 
     def __init__(self, what: str, *, where: str = "", remedy: str = ""):
-        self.what, self.where, self.remedy = (" ".join(text.split()) for text in (what, where, remedy))
+        # What is quoted may come from a file or a program of strangers.
+        self.what, self.remedy = (_cut(_one_line(text), _LONGEST) for text in (what, remedy))
+        self.where = _one_line(where)
         prefix = f"{self.where}: " if self.where else ""
         suffix = f"; {self.remedy}" if self.remedy else ""
         super().__init__(f"{prefix}{self.what}{suffix}")
@@ -34,14 +41,21 @@ class ProgramError(AutopruneError):
     """A pruning program that cannot run: `place`, `reason` and `remedy`, also for a language model to read."""
 
     def __init__(self, reason: str, *, place: Place, remedy: str, file: str = ""):
-        if len(reason) > _LONGEST_REASON:  # it may quote a name of any length
-            reason = f"{reason[:_LONGEST_REASON]}…"
+        reason = _cut(reason, _LONGEST_REASON)
         super().__init__(reason, where=f"{file}, {place}" if file else str(place), remedy=remedy)
         self.place, self.reason = place, self.what
 
     def in_file(self, file: str) -> ProgramError:
         """The same error, naming the file."""
         return ProgramError(self.reason, place=self.place, remedy=self.remedy, file=file)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

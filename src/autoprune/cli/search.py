@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoprune.cli.shared import MODEL_HELP, calibration_options, print_json, quiet, shared_options
+from autoprune.errors import printable
 
 if TYPE_CHECKING:
     from autoprune.search.account import Account
@@ -148,8 +149,8 @@ def _print_account(told: Account) -> None:
     for row in [*told.rows, *(row for row in told.baselines if row.digest not in names)]:
         damage = "".join(f"{row.damage[rung]:9.4f}" if rung in row.damage else f"{'-':>9}" for rung in rungs)
         compared = "; ".join(f"{d.against} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in row.differences)
-        print(f"{row.digest:<17}{row.origin:<20}{damage}  {compared}")
-    print("proposals  " + ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items()))
+        print(printable(f"{row.digest:<17}{row.origin:<20}{damage}  {compared}"))
+    print(printable("proposals  " + ", ".join(f"{count} {outcome}" for outcome, count in told.proposals.items())))
     shown = [
         f"{name} {value:.2f} (n={count})" for name, (value, count) in told.correlations.items() if value is not None
     ]
@@ -169,8 +170,9 @@ def explain(run: Path, digest: str | None) -> None:
     from autoprune.scoring.scorer import FRESH, RUNGS
     from autoprune.search.account import leader, reasoning
 
-    archive = open_run(run)
-    click.echo("\n".join(reasoning(archive, RUNGS, digest or leader(archive, RUNGS, FRESH))))
+    with open_run(run) as archive:
+        for line in reasoning(archive, RUNGS, digest or leader(archive, RUNGS, FRESH)):
+            click.echo(printable(line))
 
 
 def leaderboard(run: Path, name: str | None) -> None:
@@ -179,8 +181,9 @@ def leaderboard(run: Path, name: str | None) -> None:
     from autoprune.scoring.scorer import FRESH, RUNGS
     from autoprune.search.account import account, stored
 
-    archive = open_run(run)
-    if name is not None:
-        click.echo(stored(archive, name).canonical, nl=False)
-        return
-    _print_account(account(archive, RUNGS, FRESH, count=20))
+    with open_run(run) as archive:
+        if name is not None:
+            for line in stored(archive, name).canonical.splitlines():
+                click.echo(printable(line))
+            return
+        _print_account(account(archive, RUNGS, FRESH, count=20))

@@ -136,6 +136,8 @@ def _norm(x: Tensor, dim: int) -> Tensor:
 
 def _quantile(x: Tensor, q: Tensor, dim: int) -> Tensor:
     # torch.quantile refuses more than 16 million values, fewer than one large layer holds.
+    if q.isnan().any():  # of statistics that are not finite: neither is the score then, which is refused
+        return x.narrow(dim, 0, 1) * torch.nan
     position = float(q.clamp(0, 1)) * (x.shape[dim] - 1)
     below = int(position)
     above = min(below + 1, x.shape[dim] - 1)

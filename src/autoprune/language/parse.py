@@ -12,7 +12,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
-from autoprune.errors import Place, ProgramError, nearest
+from autoprune.errors import Place, ProgramError, nearest, printable
 from autoprune.language.operators import OPERATORS
 from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Node, Tape, TapeBuilder
 from autoprune.language.statistics import FUNCTIONS
@@ -131,7 +131,7 @@ def _syntax_tree(text: str) -> ast.Module:
 def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
     match body:
         case [ast.Expr(value=ast.Constant(value=str(doc))), *rest]:
-            return " ".join(doc.encode(errors="replace").decode().split()), rest
+            return " ".join(printable(doc).split()), rest
     return "", body
 
 
@@ -143,7 +143,7 @@ def _option(statement: ast.Assign) -> tuple[str, str | float]:
         case ast.Assign(
             targets=[ast.Name(id=name)],
             value=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)),
-        ):
+        ) if not isinstance(number, bool):
             value = -number
         case _:
             raise _refuse(

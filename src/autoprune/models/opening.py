@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import struct
 from dataclasses import dataclass
@@ -40,8 +41,14 @@ UNREADABLE = (
     ImportError,
     EOFError,
     struct.error,
+    pickle.UnpicklingError,
     SafetensorError,
 )
+
+# A checkpoint is data: its own code is never run (left open, transformers would ask on the terminal), and a .bin file
+# may bring tensors only.
+_NO_CODE = {"trust_remote_code": False}
+_TENSORS_ONLY = {"weights_only": True}
 
 
 def _check_files_finite(folder: Path) -> bool:
@@ -75,6 +82,8 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
             dtype=DTYPES.get(dtype, settings.stored_dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, with the name of the tensor
+            **_NO_CODE,
+            **_TENSORS_ONLY,
             **options,
             **(_unpacked_gguf() if "gguf_file" in options else {}),
         )
@@ -114,11 +123,11 @@ def read_settings(name: str, location: str, options: dict[str, Any], dtype: str)
     if dtype != "auto" and dtype not in DTYPES:
         raise AutopruneError(f"unknown dtype '{dtype}'", remedy=f"use auto, {', '.join(DTYPES)}")
     try:
-        config = transformers.AutoConfig.from_pretrained(location, **options)
+        config = transformers.AutoConfig.from_pretrained(location, **_NO_CODE, **options)
         _refuse_quantized(config, name)
         tokenizer = None
         if _has_tokenizer(Path(location)):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_NO_CODE, **options)
     except UNREADABLE as error:
         raise unreadable(name, location, error) from None
     stored = torch.bfloat16 if "gguf_file" in options else getattr(config, "dtype", None) or "auto"
@@ -140,12 +149,25 @@ def copy_files(source: Path, folder: Path) -> None:
     for path in paths:
         if path.name == SIDECAR or path.name.startswith("."):
             continue
+        if not _is_own(path, source):
+            raise AutopruneError(
+                "is a link out of the checkpoint's folder, and would be copied with the model",
+                where=str(path),
+                remedy="put the file itself there, or remove the link",
+            )
         target = folder / path.relative_to(source)
         target.parent.mkdir(exist_ok=True)
         with path.open("rb") as old, target.open("wb") as new:
             shutil.copyfileobj(old, new)
             new.flush()
             os.fsync(new.fileno())
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file is in the folder itself, or in the hub's cache, where links of its checkpoints lead."""
+    target = path.resolve()
+    in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return in_cache or target.is_relative_to(folder.resolve())
 
 
 def local_folder(location: str) -> Path | None:
@@ -300,6 +322,18 @@ def unreadable(name: str, location: str, error: Exception) -> AutopruneError:
     if isinstance(error, SafetensorError):
         return AutopruneError(
             f"a safetensors file is corrupt ({message})", where=name, remedy="download or copy the checkpoint again"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return AutopruneError(
+            "a file of weights holds other things than tensors, or is corrupt; it was not run",
+            where=name,
+            remedy="use a checkpoint with safetensors files",
+        )
+    if "trust_remote_code" in message:
+        return AutopruneError(
+            "the checkpoint needs code of its own, which is never run",
+            where=name,
+            remedy="use one of an architecture that transformers has",
         )
     if not os.path.exists(location):
         return AutopruneError(

@@ -6,6 +6,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, te
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from autoprune.models.facts import require_finite
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # as in the safetensors library
+_MOST_DIMENSIONS = 64
 _AT_ONCE = 64 << 20
 _AGAIN = "download or copy the checkpoint again"
 
@@ -84,6 +86,8 @@ class Shards:
     def _open(self, file: str) -> None:
         path = self.folder / file
         try:
+            if not path.is_file():  # reading a pipe would never end
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             size = path.stat().st_size
             with path.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
@@ -96,8 +100,9 @@ class Shards:
                 if place.end > size:
                     raise ValueError(f"it ends within the tensor {name}")
             _require_tiles([place for place in self.places.values() if place.file == file], 8 + length)
-        except FileNotFoundError:
-            raise AutopruneError("this file of the checkpoint is missing", where=str(path), remedy=_AGAIN) from None
+        except OSError as error:
+            what = f"this file of the checkpoint is missing, or cannot be read ({error.strerror})"
+            raise AutopruneError(what, where=str(path), remedy=_AGAIN) from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise AutopruneError(f"a safetensors file is corrupt ({error})", where=str(path), remedy=_AGAIN) from None
         self.headers[file], self.sizes[file] = 8 + length, size
@@ -240,8 +245,17 @@ def _require_tiles(places: Iterable[Place], start: int) -> None:
 
 
 def _place(file: str, entry: Any, offset: int) -> Place:
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
-    start, end = map(int, entry["data_offsets"])
-    if min((*shape, 0)) < 0 or not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:
+    dtype, shape = _DTYPES[entry["dtype"]], _whole(entry["shape"])
+    start, end = _whole(entry["data_offsets"])
+    # Torch multiplies lengths in 64 bits, those around a zero too.
+    if len(shape) > _MOST_DIMENSIONS or math.prod(max(length, 1) for length in shape) >= 2**60:
+        raise ValueError("a tensor has a shape beyond all bounds")
+    if start > end or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError("a tensor's place does not fit its shape")
     return Place(file, dtype, shape, offset + start, offset + end)
+
+
+def _whole(numbers: Any) -> tuple[int, ...]:
+    if not (isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)):
+        raise ValueError("a tensor's shape, or its place, is no list of whole numbers")
+    return tuple(numbers)

@@ -16,7 +16,7 @@ def short_name(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1]
 
 
-DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading a record raises that is not as it was written."""
 
 

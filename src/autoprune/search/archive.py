@@ -23,7 +23,6 @@ from autoprune.search.reply import sound
 
 FORMAT = 1
 
-_DAMAGED = "restore it from a copy, or give another --run"
 _AGAIN = "check the disk and its free space; the same command goes on where it was"
 
 _TABLES = """
@@ -85,6 +84,11 @@ _SEAL = "seal"
 _MAKE_SEAL = f"""
 CREATE TABLE {_SEAL} (of TEXT NOT NULL, row TEXT NOT NULL, crc32 INTEGER NOT NULL, PRIMARY KEY (of, row)) WITHOUT ROWID
 """
+
+_SCHEMA = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_autoindex%' ORDER BY name"
+
+_UNREADABLE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading raises where the values are not as they were written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +183,10 @@ class Archive:
             archive = cls(copy, path)
             archive._prepare()
             yield archive
-        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise AutopruneError(
-                f"the archive is damaged ({error})", where=str(path), remedy="restore it from a copy"
-            ) from None
+        except AutopruneError:
+            raise
+        except _UNREADABLE as error:
+            raise _damaged(path, str(error)) from None
         finally:
             copy.close()
 
@@ -196,6 +200,7 @@ class Archive:
     def _prepare(self) -> None:
         version = self._rows("PRAGMA user_version")[0][0]
         if version == FORMAT:
+            self._require_own_tables()
             return
         if version or self._rows("SELECT count(*) FROM sqlite_master")[0][0]:
             raise AutopruneError(
@@ -205,6 +210,24 @@ class Archive:
             for statement in (*_TABLES.split(";"), _MAKE_SEAL):
                 self._rows(statement)
             self._rows(f"PRAGMA user_version = {FORMAT}")
+
+    def _require_own_tables(self) -> None:
+        """Refuse tables, views or triggers that are not ours, whose SQL would run with our queries, and values of other
+        types than a column's, which SQLite would take."""
+        own = sqlite3.connect(":memory:")
+        own.executescript(f"{_TABLES};{_MAKE_SEAL}")
+        expected, found = own.execute(_SCHEMA).fetchall(), self._rows(_SCHEMA)
+        own.close()
+        if found not in (expected, [row for row in expected if row[1] != _SEAL]):  # older ones have no seals
+            raise _damaged(self.path, "it has other tables than a search makes")
+        for _, table, *_ in found:
+            columns = self._rows(f"PRAGMA table_info({table})")
+            wrong = (
+                f"typeof({name}) NOT IN ('{kind.lower()}', '{kind.lower() if required or key else 'null'}')"
+                for _, name, kind, required, _, key in columns
+            )
+            if self._rows(f"SELECT 1 FROM {table} WHERE {' OR '.join(wrong)} LIMIT 1"):
+                raise _damaged(self.path, f"a value in {table} is of another type")
 
     def close(self) -> None:
         self._connection.close()
@@ -263,7 +286,7 @@ class Archive:
                                              f"SELECT * FROM ({found} EXCEPT {sealed})")  # fmt: skip
         self._rows("COMMIT")
         if not whole:
-            raise AutopruneError("the archive is damaged", where=str(self.path), remedy=_DAMAGED)
+            raise _damaged(self.path, "its rows are not as they were written")
         return has_seals
 
     def _sums(self, of: str = "") -> Iterator[tuple[str, str, str]]:
@@ -411,11 +434,17 @@ def _crc32(*values: object) -> int:
     return zlib.crc32(repr(values).encode(errors="backslashreplace"))
 
 
+def _damaged(path: Path, why: str) -> AutopruneError:
+    return AutopruneError(
+        f"cannot be used as an archive ({why})", where=str(path), remedy="restore it from a copy, or give another --run"
+    )
+
+
 def _refusal(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> AutopruneError:
     """What to tell of an error of SQLite's: damage, or a disk that fails."""
     reason = getattr(error, "sqlite_errorcode", None)
     if reason is None or reason & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-        return AutopruneError(f"cannot be used as an archive ({error})", where=str(path), remedy=_DAMAGED)
+        return _damaged(path, str(error))
     return AutopruneError(f"cannot be read or written ({error})", where=str(path), remedy=_AGAIN)
 
 

@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from autoprune.errors import printable
+
 MAX_CHARACTERS = 200_000
 """Of a reply that are read; a program has 20,000 at most."""
 
@@ -82,8 +84,7 @@ def sound(text: str) -> str:
 
 def one_line(text: str, most: int) -> str:
     """The beginning of a text in one line of characters that are harmless to print."""
-    printable = "".join(character if character.isprintable() else " " for character in text[: 2 * most])
-    return " ".join(printable.split())[:most]
+    return " ".join(printable(text[: 2 * most]).split())[:most]
 
 
 def _labelled(text: str) -> dict[str, str]:
