@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test mutants clean
 demo: $(VENV)/.demo
 	$(BIN)/autoprune demo --force
 
@@ -14,6 +14,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+# Small mistakes in what checks a program, each of which some test has to notice (docs/testing.md).
+mutants: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m mutants $(MUTANTS)
 
 clean:
 	rm -rf $(VENV) demo-out
