@@ -21,17 +21,21 @@ if __name__ == "__main__":  # to write the digests anew, where that is meant
 TABLE = table()
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_each_gate_says_what_the_table_says(name: str):
-    row = TABLE[name]
-    found = verdict(row.case)
-    assert row.holds(found), found
+@pytest.mark.parametrize("kind", sorted({name.partition(":")[0] for name in TABLE}))
+def test_each_gate_says_what_the_table_says(kind: str):
+    said = {name: verdict(row.case) for name, row in TABLE.items() if name.startswith(f"{kind}:")}
+    assert len(said) > 5
+    assert {name: found for name, found in said.items() if not TABLE[name].holds(found)} == {}
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
-def test_what_is_exactly_allowed_can_be_read_again(name: str):
-    program = read_program(ACCEPTED[name])
-    assert read_program(program.canonical).digest == program.digest
+def test_what_is_exactly_allowed_can_be_read_again():
+    for name, text in ACCEPTED.items():
+        program = read_program(text)
+        assert read_program(program.canonical).digest == program.digest, name
+
+
+def test_the_table_is_large():
+    assert sum(not row.passed for row in TABLE.values()) > 2000
 
 
 def test_the_table_has_all_operators_and_options():

@@ -215,6 +215,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "too deep for Python": (score("-" * 15_000 + "weight"), "nested too deeply"),
     "brackets too deep for Python": (score("(" * 5000 + "weight" + ")" * 5000), "not valid syntax"),
     "powers too deep for Python": (score("weight" + "**1" * 6000), "nested too deeply"),
+    "sums too deep for Python": (score("weight" + "+1" * 9000), "nested too deeply"),
     # types
     "scalar": (score("depth", "depth"), "score is scalar"),
     "constant": (score("1", ""), "score is scalar"),
@@ -282,6 +283,8 @@ ACCEPTED: dict[str, str] = {
     "a sign before a name": score("+weight - -weight"),
     "an axis": score('rank(weight, over="rows") + rank(weight, over="columns") + rank(weight, over="all")'),
     "a text between": lines('"""x"""', "return weight"),
+    "half a surrogate in a text": '"""\\ud800"""\n' + PLAIN,
+    "an odd escape in a text": '"""\\d"""\n' + PLAIN,
     "both functions": '"""x"""\n' + PLAIN + allocate("depth"),
     "an option after its function": PLAIN + "protect = 0.5\n",
 } | {
@@ -594,4 +597,96 @@ ACCEPTED |= {
         *("weight * (weight @ gram @ gram)", "weight @ (gram @ gram)", "maximum(1, weight) + maximum(weight, 1)"),
         *("sqrt(abs(weight)) * sqrt(abs(weight)) + abs(weight)", "weight" + " * sqrt(1 + weight" * 18 + ")" * 18),
     )
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# whatever is no operator, no number and no assignment, wherever it stands
+
+_OPERANDS = ("2", "2.5", "-2", "weight", "abs(weight)", "(weight + 1)")
+_NO_VALUES = ("True", "False", "None", "...", "2j", '"x"', 'b"x"', 'f"x"', "[]", "{}", "(1, 2)", "[2]", "{2}", "{2: 2}")
+_NO_VALUES += ("weight.T", "weight[0]", "weight[:]", "abs(weight).T", "(lambda: 2)", "(x := 2)", "[x for x in weight]")
+_NO_VALUES += (
+    "(2 if 1 else 2)",
+    "(1 and 2)",
+    "(not 2)",
+    "~2",
+    "(1 in 2)",
+    "(1 is 2)",
+    "(1 < 2 < 3)",
+    "(yield)",
+    "print",
+)
+_NO_STATEMENTS = ("pass", "2", "weight", "del weight", "global x", "import os", "from os import path", "assert 1")
+_NO_STATEMENTS += ("raise weight", "if 1: x = 1", "while 1: x = 1", "for x in weight: y = 1", "with weight: x = 1")
+_NO_STATEMENTS += (
+    "def f(): x = 1",
+    "class A: x = 1",
+    "x += 1",
+    "x: int = 1",
+    "x = y = 1",
+    "x, y = 1",
+    "[x] = 1",
+    "x.y = 1",
+)
+_NO_STATEMENTS += ("x[0] = 1", "*x, = 1", "exec(1)", "lambda: 1", "await weight", "try: x = 1\n    finally: x = 1")
+
+_BY_CHANCE = {f"{sign}{operand}": f"{sign}{operand}" for sign in ("~", "not ", "*", "await ") for operand in _OPERANDS}
+_BY_CHANCE |= {
+    f"{left} {sign} {right}": f"{left} {sign} {right}"
+    for sign in (
+        "//",
+        "%",
+        "<<",
+        ">>",
+        "|",
+        "&",
+        "^",
+        "and",
+        "or",
+        "is",
+        "is not",
+        "in",
+        "not in",
+        "if 1 else",
+        ":=",
+        "=",
+    )
+    for left, right in (("weight", "2"), ("2", "weight"), ("2", "3"), ("weight", "weight"), ("abs(2)", "-3"))
+}
+_BY_CHANCE |= {
+    f"{value} in {place}": place.format(value)
+    for value in _NO_VALUES
+    for place in (
+        "{}",
+        "-{}",
+        "+{}",
+        "weight * {}",
+        "{} - weight",
+        "{} < weight",
+        "abs({})",
+        "clip(weight, 0, {})",
+        "{}()",
+    )
+}
+REFUSED |= {f"return {name}": (score(text), "") for name, text in _BY_CHANCE.items()}
+REFUSED |= {f"local {name}": (lines(f"x = {text}", "return weight"), "") for name, text in _BY_CHANCE.items()}
+REFUSED |= {f"inside: {text}": (lines(text, "return weight"), "") for text in _NO_STATEMENTS}
+REFUSED |= {f"after: {text}": (lines("return weight", text), "") for text in _NO_STATEMENTS}
+REFUSED |= {f"before it: {text}": (text.replace("    ", "") + "\n" + PLAIN, "") for text in _NO_STATEMENTS}
+REFUSED |= {
+    f"{name} = {value}": (f"{name} = {value}\n" + (allocate("depth") if name in OF_ALLOCATE else PLAIN), "")
+    for name in (*NUMBERS, *CHOICES)
+    for value in (
+        *_NO_VALUES,
+        *(f"-{value}" for value in _NO_VALUES),
+        "+1",
+        "1 + 1",
+        "weight",
+        "abs(1)",
+        "1e999",
+        "-1e999",
+    )
+}
+ACCEPTED |= {
+    f"{sign}{operand}": score(f"weight * {sign}{operand}") for sign in ("+", "-", "--") for operand in _OPERANDS
 }
