@@ -372,6 +372,11 @@ FREEZES: dict[str, str] = {
 
 SENSELESS: dict[str, tuple[str, str, str]] = {
     "small weights stay": (score("-abs(weight)"), "row", "large weights have low scores"),
+    "size less an input's": (
+        score("abs(weight) - input_norm", "weight, input_norm"),
+        "layer",
+        "large weights have low scores",
+    ),
     "inputs of both signs": (
         score("abs(weight) * input_mean", "weight, input_mean"),
         "row",
@@ -414,6 +419,7 @@ SENSIBLE: dict[str, tuple[str, str]] = {
     "wanda": (score("abs(weight) * input_norm", "weight, input_norm"), "row"),
     "factor of a row": (score("abs(weight) * output_norm", "weight, output_norm"), "layer"),
     "few ties": (score("maximum(abs(weight), 0.05)"), "row"),
+    "inputs that go together": (score("abs(weight) @ gram", "weight, gram"), "row"),
     "depth": (allocate("depth"), "row"),
     "a multiple of an allocation": (allocate("2 * depth"), "row"),
 }
