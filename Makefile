@@ -25,6 +25,10 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0' 'coverage>=7.6'
 	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.campaign --inputs $(PROGRAMS) --out fuzz-out
 
+# Small mistakes in what checks a program, each of which some test has to notice (docs/testing.md).
+mutants: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m mutants $(MUTANTS)
+
 clean:
 	rm -rf $(VENV) demo-out fuzz-out
 

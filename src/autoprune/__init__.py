@@ -1,6 +1,5 @@
 """autoprune: remove weights from any causal language model, with algorithms that are small texts."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import AutopruneError, ProgramError
@@ -11,21 +10,6 @@ if TYPE_CHECKING:
     from autoprune.sweeps import Sweep, read_sweep, sweep
 
 prefer_huge_pages()  # before torch allocates
-
-# Imported when they are first asked for: torch and transformers take seconds, and `autoprune --help` needs neither.
-_HOME = {
-    "Diagnosis": "api",
-    "Evaluation": "api",
-    "Progress": "api",
-    "PruneReport": "api",
-    "Sweep": "sweeps",
-    "TaskResult": "api",
-    "diagnose": "api",
-    "evaluate": "api",
-    "prune": "api",
-    "read_sweep": "sweeps",
-    "sweep": "sweeps",
-}
 
 __all__ = [
     "AutopruneError",
@@ -45,10 +29,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    """What is imported when it is first asked for: torch and transformers take seconds, `autoprune --help` needs
+    neither."""
+    if name not in __all__:
         raise AttributeError(f"module 'autoprune' has no attribute '{name}'")
-    return getattr(import_module(f"autoprune.{_HOME[name]}"), name)
+    if name in ("Sweep", "read_sweep", "sweep"):
+        from autoprune import sweeps
+
+        return getattr(sweeps, name)
+    from autoprune import api
+
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,6 @@ place, reason and remedy.
 from __future__ import annotations
 
 import ast
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -267,7 +266,7 @@ class _FunctionReader:
         return index
 
     def _constant(self, node: ast.expr, value: float) -> int:
-        if not (abs(value) <= MAX_CONSTANT and math.isfinite(value)):
+        if abs(value) > MAX_CONSTANT:
             raise _refuse(node, f"the constant is beyond ±{MAX_CONSTANT:g}", "use a smaller one")
         return self._add(Node(CONSTANT, value=float(value), place=_place(node)))
 
@@ -296,9 +295,6 @@ class _FunctionReader:
                 case _:
                     choices = ", ".join(f'"{axis}"' for axis in AXES)
                     raise _refuse(keyword.value, "over names an axis", f"use one of {choices}")
-        for argument in node.args:
-            if isinstance(argument, ast.Starred):
-                raise _refuse(argument)
         if len(node.args) != operator.arity:
             raise _refuse(
                 node,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from autoprune.errors import Place, ProgramError
 from autoprune.language.canonical import canonical_tape, digest, print_program
 from autoprune.language.check import check_memory, infer_types
-from autoprune.language.parse import parse
+from autoprune.language.parse import MAX_CHARACTERS, parse
 from autoprune.language.program import Program, Tape
 
 
@@ -15,6 +16,12 @@ def read_program(text: str, *, name: str = "program") -> Program:
     parsed = parse(text)
     tapes = {tape.function: _checked(tape) for tape in parsed.tapes}
     canonical = print_program(parsed.options, list(tapes.values()))
+    if len(canonical) > MAX_CHARACTERS:  # short local names for long ones can hide it; it could not be read again
+        raise ProgramError(
+            f"written out, the program has {len(canonical):,} characters, more than {MAX_CHARACTERS:,}",
+            place=Place(),
+            remedy="shorten it",
+        )
     return Program(
         name=name,
         doc=parsed.doc,
