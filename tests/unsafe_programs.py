@@ -6,6 +6,7 @@ Limits are written out as numbers: a name from the checker would move together w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 
@@ -44,6 +45,11 @@ def steps(count: int) -> str:
     made = [f"t = t + {number + 2}" for number in range(pairs)]
     more = ["t = sqrt(t)"] * (count - 1 - 2 * pairs)
     return lines("t = weight", *made, *more, "return t")
+
+
+def chain(count: int) -> str:
+    """weight, its size, a constant, and products that make no difference."""
+    return lines("t = abs(weight)", *["t = 2 * t"] * (count - 3), "return t")
 
 
 def long_names(links: int) -> str:
@@ -202,6 +208,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "too many constants": (lines(*(f"t = {number}" for number in range(300)), "return weight"), "more than 256 steps"),
     "nested too deeply": (score("abs(" * 64 + "weight" + ")" * 64), "nested more than 64 deep"),
     "nested too deeply on the left": (score("weight" + " + 1" * 64), "nested more than 64 deep"),
+    "nested too deeply in a local": (
+        lines(f"t = {'abs(' * 64}weight{')' * 64}", "return t"),
+        "nested more than 64 deep",
+    ),
     "too many signs": (score("-" * 64 + "weight"), "nested more than 64 deep"),
     "too many plus signs": (score("+" * 64 + "weight"), "nested more than 64 deep"),
     "too many matrices": (alive(13), "13 matrices are alive at once"),
@@ -236,8 +246,8 @@ def _bounds() -> Iterator[tuple[str, tuple[str, str]]]:
     """Every number of an option just beyond what it may be, every choice misspelled."""
     for name, (low, high) in NUMBERS.items():
         body = allocate("depth") if name in OF_ALLOCATE else PLAIN
-        for value in (low - 0.001, low - 1, high + 0.001, high + 1):
-            yield f"{name} = {value:g}", (f"{name} = {value!r}\n{body}", f"{name} cannot be")
+        for value in (math.nextafter(low, -math.inf), low - 1, math.nextafter(high, math.inf), high + 1):
+            yield f"{name} = {value!r}", (f"{name} = {value!r}\n{body}", f"{name} cannot be")
     for name, choices in CHOICES.items():
         body = allocate("depth") if name in OF_ALLOCATE else PLAIN
         for choice in (*choices, "other", ""):
@@ -274,6 +284,7 @@ ACCEPTED: dict[str, str] = {
     "all characters": PLAIN.ljust(20_000),
     "all steps": steps(256),
     "all of the depth": score("abs(" * 63 + "weight" + ")" * 63),
+    "all of the depth in a local": lines(f"t = {'abs(' * 63}weight{')' * 63}", "return t"),
     "all matrices": alive(12),
     "all matrices of pairs": alive_pairs(12),
     "the largest constants": score("weight * 1000000 + -1000000"),
@@ -341,6 +352,40 @@ INSIDE: dict[str, tuple[str, bool, str]] = {
     "allocation": ("", False, PLAIN + allocate("marginal_damage", "marginal_damage")),
 }
 
+TOWARDS = 'update = "admm"\ntowards_dense = 0.5\n' + PLAIN
+BOTH = PLAIN + allocate("depth")
+
+# What is made of a program to have what is frozen: a digest, or nothing.
+UNFITTING: dict[str, tuple[str, bool, str]] = {
+    "no score": ("", False, allocate("depth")),
+    "no score where allocations are frozen": ("allocate=uniform", False, allocate("depth")),
+    "products": ("", False, TOO_MANY_PRODUCTS),
+    "what takes minutes": ("", False, SLOW),
+    "permutation": ("", False, 'refine = "permute"\n' + PLAIN),
+    "swaps beside a mask chosen": ("update=admm", False, 'refine = "swaps"\n' + PLAIN),
+}
+FITTING: dict[str, tuple[str, bool, str, str]] = {
+    "another choice": ("compare=layer", False, PLAIN, 'compare = "layer"\n' + PLAIN),
+    "an option that it has": ("compare=row", False, 'compare = "layer"\n' + PLAIN, PLAIN),
+    "without its allocation": ("allocate=uniform", False, "strength = 2\n" + BOTH, PLAIN),
+    "with its allocation": ("compare=row", False, BOTH, BOTH),
+    "what is frozen of what is not defined": ("strength=2", False, PLAIN, PLAIN),
+    "what is frozen of what is": (
+        "strength=2",
+        False,
+        PLAIN + allocate("depth"),
+        "strength = 2\n" + PLAIN + allocate("depth"),
+    ),
+    "towards nothing": ("update=none", False, TOWARDS, PLAIN),
+    "towards something": (
+        "",
+        False,
+        f'update = "admm"\ntowards_dense = 0.5\n{PLAIN}',
+        f'update = "admm"\ntowards_dense = 0.5\n{PLAIN}',
+    ),
+    "what takes minutes": ("allocate=uniform", False, SLOW, PLAIN),
+}
+
 # Texts of --freeze that are refused, and why.
 FREEZES: dict[str, str] = {
     "update": "'update' names no value",
@@ -391,6 +436,13 @@ SENSELESS: dict[str, tuple[str, str, str]] = {
     ),
     "ties": (score("abs(weight) > 0.1"), "row", "many weights have the same score"),
     "few ties": (score("maximum(abs(weight), 0.5)"), "row", "many weights have the same score"),
+    "ties of more than two thirds": (
+        score("maximum(abs(weight), 0.168581)"),
+        "row",
+        "many weights have the same score",
+    ),
+    "a step and the next": (score("-(-abs(weight))"), "row", "negate makes no difference"),
+    "steps as many as are looked at": (chain(40), "row", "multiply makes no difference"),
     "layers alike": (allocate("0 * depth"), "row", "all layers are alike"),
     "layers by the sparsity": (
         allocate("rank(abs(sparsity) * standardize(depth))", "depth, sparsity"),
@@ -415,6 +467,7 @@ SENSELESS: dict[str, tuple[str, str, str]] = {
 }
 
 SENSIBLE: dict[str, tuple[str, str]] = {
+    "more steps than are looked at": (chain(41), "row"),
     "magnitude": (score("abs(weight)"), "row"),
     "wanda": (score("abs(weight) * input_norm", "weight, input_norm"), "row"),
     "factor of a row": (score("abs(weight) * output_norm", "weight, output_norm"), "layer"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unsafe_programs import ACCEPTED, FREEZES, INSIDE, OUTSIDE, REFUSED, SENSELESS, SENSIBLE
+from unsafe_programs import ACCEPTED, FITTING, FREEZES, INSIDE, OUTSIDE, REFUSED, SENSELESS, SENSIBLE, UNFITTING
 
 DIGESTS = Path(__file__).parent.parent / "golden" / "digests.json"
 """Of the programs that are accepted: results are kept under them."""
@@ -15,8 +15,8 @@ DIGESTS = Path(__file__).parent.parent / "golden" / "digests.json"
 
 @dataclass(frozen=True)
 class Case:
-    """A text that a gate is asked about: "language", "space" (what is frozen and whether n:m in `option`), "freeze",
-    "flaws" (where weights compete in `option`)."""
+    """A text that a gate is asked about: "language"; "space" and "fitted", with what is frozen and whether n:m as an
+    option; "freeze"; "flaws", with where weights compete."""
 
     gate: str
     text: str
@@ -72,6 +72,16 @@ def _space(case: Case) -> Verdict:
     return Verdict(not refusal, refusal or f"{program.digest} {fitted and fitted.digest}")
 
 
+def _fitted(case: Case) -> Verdict:
+    from autoprune.language.reader import read_program
+    from autoprune.language.space import Space
+
+    assert not isinstance(case.option, str)
+    freeze, pattern = case.option
+    fitted = Space.of(freeze, pattern=pattern).fitted(read_program(case.text))
+    return Verdict(fitted is not None, fitted.canonical.replace("\n\n", "\n") if fitted else "")
+
+
 def _freeze(case: Case) -> Verdict:
     from autoprune.language.space import Space
 
@@ -89,6 +99,7 @@ def _flaws(case: Case) -> Verdict:
 _GATES: dict[str, Callable[[Case], Verdict]] = {
     "language": _language,
     "space": _space,
+    "fitted": _fitted,
     "freeze": _freeze,
     "flaws": _flaws,
 }
@@ -115,6 +126,10 @@ def table() -> dict[str, Row]:
         rows[f"outside: {name}"] = Row(Case("space", text, (freeze, pattern)), False, why)
     for name, (freeze, pattern, text) in INSIDE.items():
         rows[f"inside: {name}"] = Row(Case("space", text, (freeze, pattern)), True)
+    for name, (freeze, pattern, text) in UNFITTING.items():
+        rows[f"unfitting: {name}"] = Row(Case("fitted", text, (freeze, pattern)), False)
+    for name, (freeze, pattern, text, made) in FITTING.items():
+        rows[f"fitting: {name}"] = Row(Case("fitted", text, (freeze, pattern)), True, made)
     rows |= {f"freeze: {text}": Row(Case("freeze", text), False, why) for text, why in FREEZES.items()}
     for name, (text, compare, why) in SENSELESS.items():
         rows[f"senseless: {name}"] = Row(Case("flaws", text, compare), False, why)

@@ -53,8 +53,6 @@ def reduced(kind: Type, over: str) -> Type | None:
         return None
     if over == "all":
         return Type.SCALAR
-    if kind is Type.L:
-        return None  # layers are neither rows nor columns
-    if over == "rows":
+    if over == "rows":  # of layers, an L, there are neither rows nor columns
         return {Type.RC: Type.C, Type.CC: Type.C, Type.R: Type.SCALAR}.get(kind)
     return {Type.RC: Type.R, Type.C: Type.SCALAR}.get(kind)
