@@ -140,8 +140,8 @@ def _table(found: Mapping[Mutant, Found]) -> str:
     )
     total = sum(rows.values(), Counter())
     lines = [f"| module | {' | '.join(heads)} {DANGEROUS} |", f"|---|{'---|' * len(heads)}"]
-    for name, row in [*sorted(rows.items()), ("all", total)]:
-        lines.append(f"| `{name}.py` | " + " | ".join(str(row[column]) for column in columns) + " |")
+    for name, row in [*((f"`{name}.py`", row) for name, row in sorted(rows.items())), ("all", total)]:
+        lines.append(f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |")
     return "\n".join(lines)
 
 
