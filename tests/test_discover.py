@@ -55,6 +55,7 @@ def test_a_search_ends_with_a_program_that_prunes(run: Run, command: list[Any], 
     program = algorithms.load(winner)
     assert program.digest in winner.read_text("utf-8")
     assert f"winner     {winner}" in ran.out
+    assert ("nothing better was found" in ran.out) == ("nothing better was found" in winner.read_text("utf-8"))
     pruned = run("prune", checkpoint, "--out", tmp_path / "out", "--algorithm", winner, "--sparsity", 0.5, *SIZES)
     assert pruned.code == 0, pruned.err
     listed = run("algorithms", "--run", tmp_path / "run")

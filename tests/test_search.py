@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from autoprune import algorithms
 from autoprune.errors import AutopruneError
 from autoprune.language import read_program
-from autoprune.search.account import account, reasoning
+from autoprune.search.account import account, best, reasoning
 from autoprune.search.archive import Archive
 from autoprune.search.graph import Graph
 from autoprune.search.protocol import Outcome, Task
@@ -70,16 +71,30 @@ def test_what_does_the_same_inherits_the_figures_and_is_told_as_a_duplicate(tmp_
     assert any("keeps the same weights as" in detail for detail in details)
 
 
+def test_what_a_search_started_from_may_be_what_it_recommends(tmp_path: Path):
+    class Sobering(FakeExecutor):
+        """On fresh tokens all that was found is worse than Wanda."""
+
+        def run(self, tasks: Any) -> Any:
+            for task, found in super().run(tasks):
+                better = task.rung == "fresh" and task.program == WANDA.canonical
+                yield task, replace(found, damage=0.1, parts=(0.1,) * 4) if better else found
+
+    archive = searched(tmp_path, executor=Sobering())
+    assert WANDA.digest not in archive.get("finalists")
+    assert best(archive, RUNGS, "fresh") == WANDA.digest
+
+
 def test_the_finalists_and_the_baselines_are_measured_on_fresh_tokens(tmp_path: Path):
     archive = searched(tmp_path)
     fresh = {digest for digest, rung in archive.evaluations() if rung == "fresh"}
     assert fresh == {*archive.get("finalists"), WANDA.digest}
     told = account(archive, RUNGS, "fresh")
-    best = told.rows[0]
-    assert best.digest == archive.get("finalists")[0]
-    difference = best.differences[0]
+    first = told.rows[0]
+    assert first.digest == archive.get("finalists")[0]
+    difference = first.differences[0]
     outcomes = archive.evaluations()
-    own, other = outcomes[best.digest, "fresh"], outcomes[WANDA.digest, "fresh"]
+    own, other = outcomes[first.digest, "fresh"], outcomes[WANDA.digest, "fresh"]
     assert own.damage is not None
     assert other.damage is not None
     assert difference.mean == pytest.approx(own.damage - other.damage)

@@ -62,11 +62,13 @@ _PATIENCE_S = {"probe": (60, 2e-6), QUICK: (120, 5e-6), FULL: (600, 3e-5), FRESH
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
-    """What a search has found. `winner` is the file with the best program, None where none was measured to the end."""
+    """What a search has found. `winner` is the file with the best program, None where none was measured to the end;
+    `was_known` is its name where the search started from it, and has found nothing better."""
 
     run: str
     account: Account
     winner: str | None
+    was_known: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +202,8 @@ def discover(
             search = Search(settings, archive, asked, executor, prompter, alike, watch or Unwatched())
             search.run(begins, lambda graph: _baselines(graph, begins))
         told = account(archive, RUNGS, FRESH)
-        winner = _write_winner(archive, folder, names, target)
-    return Discovery(run=str(folder), account=told, winner=winner)
+        winner, was_known = _write_winner(archive, folder, names, target)
+    return Discovery(run=str(folder), account=told, winner=winner, was_known=was_known)
 
 
 @contextmanager
@@ -407,18 +409,22 @@ def _executor(recipes: Sequence[ModelRecipe], workers: int, ray: str | None, fol
     return Processes(recipe, workers, logs=folder / "logs") if workers else InProcess(recipe)
 
 
-def _write_winner(archive: Archive, folder: Path, models: Sequence[str], target: Target) -> str | None:
-    """Write the best program to a file that `prune --algorithm` takes."""
+def _write_winner(
+    archive: Archive, folder: Path, models: Sequence[str], target: Target
+) -> tuple[str | None, str | None]:
+    """Write the best program to a file that `prune --algorithm` takes; its path, and its name if it was known."""
     digest = best(archive, RUNGS, FRESH)
     if digest is None:
-        return None
+        return None, None
     node = next(node for node in archive.nodes() if node.digest == digest)
-    how = f"Found by autoprune search for {', '.join(labels(models))} at {target}; hash {digest}."
+    was_known = archive.get("names", {}).get(digest) if node.step < 0 else None
+    search = f"autoprune search for {', '.join(labels(models))} at {target}"
+    how = f"{was_known}: nothing better was found by {search}" if was_known else f"Found by {search}"
     path = folder / WINNER
     with writing_to(path):
-        write_text(path, f'"""{how}"""\n\n{node.canonical}')
+        write_text(path, f'"""{how}; hash {digest}."""\n\n{node.canonical}')
     assert read_program(path.read_text("utf-8")).digest == digest
-    return str(path)
+    return str(path), was_known
 
 
 __all__ = ["Discovery", "Service", "discover", "open_run"]

@@ -135,7 +135,8 @@ def search(
         return
     _print_account(found.account)
     if found.winner:
-        print(f"winner     {found.winner}")
+        known = f" ({found.was_known}, where it started: nothing better was found)" if found.was_known else ""
+        print(f"winner     {found.winner}{known}")
         target = f"--pattern {settings['pattern']}" if settings["pattern"] else f"--sparsity {settings['sparsity']}"
         print(f"a page     autoprune report {run}")
         print(f"prune it   autoprune prune {model} --out pruned --algorithm {found.winner} {target}")

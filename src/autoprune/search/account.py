@@ -77,12 +77,13 @@ def account(archive: Archive, rungs: Sequence[str], fresh: str, count: int = 10)
 
 
 def best(archive: Archive, rungs: Sequence[str], fresh: str) -> str | None:
-    """The program that a search recommends: of the finalists the one with the least damage on fresh tokens. None
-    where none has come that far."""
+    """The program that a search recommends: the one with the least damage on fresh tokens, of the finalists and of
+    those that it started from and compared them with. None where none has come that far."""
     graph = Graph(archive, rungs)
-    finalists = [(found.damage, digest) for digest in archive.get("finalists", [])
-                 if (found := graph.outcomes.get((digest, fresh))) and found.damage is not None]  # fmt: skip
-    return min(finalists)[1] if finalists else None
+    known = [*archive.get("finalists", []), *archive.get("baselines", {}).values()]
+    measured = [(found.damage, digest) for digest in known if digest in graph.nodes
+                if (found := graph.outcomes.get((digest, fresh))) and found.damage is not None]  # fmt: skip
+    return min(measured)[1] if measured else None
 
 
 def leader(archive: Archive, rungs: Sequence[str], fresh: str) -> str:
