@@ -52,10 +52,7 @@ def main() -> None:
         case, who = options.one.split("=")
         print(json.dumps(peer(options, case) if who == PEER else own(options, case, who)))
         return
-    rows = measured(options)
-    with options.out.open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    print(table(rows))
+    print(table(measured(options)))
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -82,6 +79,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
                     )
                     rows[-1] |= found
                     print(f"{case} {who}: {found}", file=sys.stderr, flush=True)
+                    with options.out.open("a", encoding="utf-8") as out:
+                        out.write(json.dumps(rows[-1]) + "\n")
     return rows
 
 
@@ -153,7 +152,7 @@ def peer(options: argparse.Namespace, case: str) -> dict[str, float]:
         sparsity=1 - kept / group if group else float(target),
         mask_structure=pattern,
         targets=["Linear"],
-        ignore=["lm_head"],
+        ignore=["re:.*lm_head"],  # a plain name is looked for within blocks, and the head is pruned
     )
     start = time.perf_counter()
     oneshot(

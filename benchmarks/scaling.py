@@ -40,10 +40,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(pruned(options)))
         return
-    rows = measured(options)
-    with options.out.open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    print(table(rows))
+    print(table(measured(options)))
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -63,6 +60,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
                 size = {"tokens": tokens, "blocks": blocks, "width": width}
                 rows.append({"algorithm": options.algorithm, **size, **json.loads(found.stdout.splitlines()[-1])})
                 print(rows[-1], file=sys.stderr, flush=True)
+                with options.out.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(rows[-1]) + "\n")
     return rows
 
 
