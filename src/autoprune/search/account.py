@@ -80,7 +80,8 @@ def best(archive: Archive, rungs: Sequence[str], fresh: str) -> str | None:
     """The program that a search recommends: the one with the least damage on fresh tokens, of the finalists and of
     those that it started from and compared them with. None where none has come that far."""
     graph = Graph(archive, rungs)
-    known = [*archive.get("finalists", []), *archive.get("baselines", {}).values()]
+    finalists = archive.get("finalists", [])
+    known = [*finalists, *archive.get("baselines", {}).values()] if finalists else []
     measured = [(found.damage, digest) for digest in known if digest in graph.nodes
                 if (found := graph.outcomes.get((digest, fresh))) and found.damage is not None]  # fmt: skip
     return min(measured)[1] if measured else None
