@@ -9,16 +9,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import chat
 from autoprune.errors import AutopruneError
 from autoprune.search.proposers.exchange import MAX_BYTES, Exchange
 from autoprune.search.proposers.openai import MAX_CHARACTERS, THREADS, OpenAI
 from autoprune.search.protocol import Answer, Request
+from chat import ChatHandler, ChatServer
 
 KEY = "sk-proj-Zq3tWv9LmB4xNc7RkYd2PfGh8sJu5aTe"
 PROGRAM = "def score(weight):\n    return abs(weight)\n"
@@ -31,56 +32,28 @@ def request(step: int = 1, prompt: str = "improve", **settings: Any) -> Request:
 # ---------------------------------------------------------------- OpenAI: a server of chat completions
 
 
-class Server(ThreadingHTTPServer):
+class Server(ChatServer):
     """Replies with `reply(handler, question)`, which writes all of it itself, and keeps what it was asked."""
 
-    daemon_threads = True
     block_on_close = False
 
     def __init__(self, reply: Callable[[Handler, dict[str, Any]], None]):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.reply, self.questions, self.keys = reply, list[dict[str, Any]](), list[str | None]()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(ChatHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        question = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        question = self.question()
         self.server.questions.append(question)
         self.server.keys.append(self.headers["authorization"])
         self.server.reply(self, question)
 
-    def send(self, body: bytes | Any, status: int = 200, **headers: str) -> None:
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """No noise."""
-
 
 def completion(content: Any = PROGRAM, usage: Any = None, **choice: Any) -> dict[str, Any]:
-    message = {"role": "assistant", "content": content}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message, **choice}],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120} if usage is None else usage,
-    }
+    return chat.completion(content, usage, **choice)
 
 
 def failure(message: str, **more: Any) -> dict[str, Any]:

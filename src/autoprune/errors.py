@@ -14,13 +14,18 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
+def one_line(text: str) -> str:
+    """The text in one line of what is harmless to print."""
+    return " ".join(printable(text).split())
+
+
 class AutopruneError(ValueError):
     """Something the user can mend. `str()` is one line: ``where: what; remedy``."""
 
     def __init__(self, what: str, *, where: str = "", remedy: str = ""):
         # What is quoted may come from a file or a program of strangers.
-        self.what, self.remedy = (_cut(_one_line(text), _LONGEST) for text in (what, remedy))
-        self.where = _one_line(where)
+        self.what, self.remedy = (_cut(one_line(text), _LONGEST) for text in (what, remedy))
+        self.where = one_line(where)
         prefix = f"{self.where}: " if self.where else ""
         suffix = f"; {self.remedy}" if self.remedy else ""
         super().__init__(f"{prefix}{self.what}{suffix}")
@@ -48,10 +53,6 @@ class ProgramError(AutopruneError):
     def in_file(self, file: str) -> ProgramError:
         """The same error, naming the file."""
         return ProgramError(self.reason, place=self.place, remedy=self.remedy, file=file)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(printable(text).split())
 
 
 def _cut(text: str, most: int) -> str:

@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from chat import ChatHandler, ChatServer, completion
 from faults.commands import Asked, Command
 from faults.trial import REFUSED, Bench, Trial
 
@@ -25,13 +25,11 @@ _STALL_S = 1.0  # twice what the client waits
 _OUTAGE_LOSES = 2  # a third step in a row without an answer is an outage
 
 
-class Server(ThreadingHTTPServer):
+class Server(ChatServer):
     """Fails with the given chance; out from request `until` on, while `healed` is not there. Faults go to `log`."""
 
-    daemon_threads = True
-
     def __init__(self, seed: int, chance: float, until: int, log: Path, healed: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.random, self.chance, self.until, self.log, self.healed = random.Random(seed), chance, until, log, healed
         self.asked, self.failed = 0, Counter[str]()
 
@@ -47,48 +45,33 @@ class Server(ThreadingHTTPServer):
         self.failed[prompt] += 1
         return fault
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of it."""
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(ChatHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        question = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        prompt = question["messages"][0]["content"]
+        prompt = self.question()["messages"][0]["content"]
         fault = self.server.fault(prompt)
         with self.server.log.open("a") as log:
             log.write(f"{fault or 'ok'}\n")
         body = json.dumps(_completion(prompt)).encode()
         match fault:
             case "":
-                self._send(body)
+                self.send(body)
             case "stalls":
                 time.sleep(_STALL_S)
                 self.close_connection = True
             case "hangs up":
                 self.close_connection = True
             case "breaks off":
-                self._send(body[: len(body) // 2], length=len(body))
+                self.send(body[: len(body) // 2], content_length=str(len(body)))
                 self.close_connection = True
             case "garbage":
-                self._send(random.Random(prompt).randbytes(2000))
+                self.send(random.Random(prompt).randbytes(2000))
             case "not JSON":
-                self._send(b"<html>Bad gateway</html>")
+                self.send(b"<html>Bad gateway</html>")
             case status:
-                self._send(b'{"error": {"message": "not now"}}', int(status))
-
-    def _send(self, body: bytes, status: int = 200, length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body) if length is None else length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """No noise."""
+                self.send(b'{"error": {"message": "not now"}}', int(status))
 
 
 def _completion(prompt: str) -> dict[str, Any]:
@@ -97,10 +80,7 @@ def _completion(prompt: str) -> dict[str, Any]:
     power = 0.25 + digest[0] / 64
     body = f"abs(weight) * input_norm ** {power}" if digest[1] % 8 else "abs(weight"
     text = f"hypothesis: a try\nprogram:\n```python\ndef score(weight, input_norm):\n    return {body}\n```"
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "usage": usage,
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}  # fmt: skip
+    return completion(text)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import ast
 import warnings
 from dataclasses import dataclass
 
-from autoprune.errors import Place, ProgramError, nearest, printable
+from autoprune.errors import Place, ProgramError, nearest, one_line
 from autoprune.language.operators import OPERATORS
 from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Node, Tape, TapeBuilder
 from autoprune.language.statistics import FUNCTIONS
@@ -130,7 +130,7 @@ def _syntax_tree(text: str) -> ast.Module:
 def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
     match body:
         case [ast.Expr(value=ast.Constant(value=str(doc))), *rest]:
-            return " ".join(printable(doc).split()), rest
+            return one_line(doc), rest
     return "", body
 
 

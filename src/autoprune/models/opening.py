@@ -45,10 +45,8 @@ UNREADABLE = (
     SafetensorError,
 )
 
-# A checkpoint is data: its own code is never run (left open, transformers would ask on the terminal), and a .bin file
-# may bring tensors only.
+# A checkpoint is data: its own code is never run. Left open, transformers would ask on the terminal.
 _NO_CODE = {"trust_remote_code": False}
-_TENSORS_ONLY = {"weights_only": True}
 
 
 def _check_files_finite(folder: Path) -> bool:
@@ -82,8 +80,8 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
             dtype=DTYPES.get(dtype, settings.stored_dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, with the name of the tensor
+            weights_only=True,  # a .bin file may bring tensors only
             **_NO_CODE,
-            **_TENSORS_ONLY,
             **options,
             **(_unpacked_gguf() if "gguf_file" in options else {}),
         )

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.errors import printable
+from autoprune.errors import one_line
 
 MAX_CHARACTERS = 200_000
 """Of a reply that are read; a program has 20,000 at most."""
@@ -72,7 +72,7 @@ def parse_reply(text: str) -> Reply:
 
 def _thought(fields: dict[str, str], name: str) -> str:
     """A field in one line; "" where the words of the prompt came back."""
-    text = one_line(fields.get(name, ""), _MAX_FIELD)
+    text = beginning(fields.get(name, ""), _MAX_FIELD)
     copied = text.rstrip(". ").lower()
     return "" if len(copied) > _A_FEW and ASKED_FOR[name].startswith(copied) else text
 
@@ -82,9 +82,9 @@ def sound(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def one_line(text: str, most: int) -> str:
-    """The beginning of a text in one line of characters that are harmless to print."""
-    return " ".join(printable(text[: 2 * most]).split())[:most]
+def beginning(text: str, most: int) -> str:
+    """The first characters of a text in one line, however long it is."""
+    return one_line(text[: 2 * most])[:most]
 
 
 def _labelled(text: str) -> dict[str, str]:

@@ -87,10 +87,11 @@ def _answers(
     for request in requests:
         started, rng = time.perf_counter(), random.Random(request.seed)
         otherwise = replace(request, operator="mutate")  # there are few ways to simplify
-        drawn = [make(request, rng)]
-        while _is_known(drawn[-1], request) and len(drawn) < _TRIES:
-            drawn.append(make(request if len(drawn) < _TRIES // 2 else otherwise, rng))
-        variant = drawn[-1]
+        variant = make(request, rng)
+        for attempt in range(1, _TRIES):
+            if not _is_known(variant, request):
+                break
+            variant = make(request if attempt < _TRIES // 2 else otherwise, rng)
         yield request, Answer(text=_reply(variant), model=model, seconds=time.perf_counter() - started)
 
 

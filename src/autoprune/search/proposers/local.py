@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -79,7 +80,8 @@ class Local:
     def _answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         started = time.monotonic()
         prompts = [self._tokens(request.prompt) for request in requests]
-        found: dict[Request, Answer] = {}
+        texts: dict[Request, str] = {}
+        tokens_in, tokens_out = Counter[Request](), Counter[Request]()
         waiting = list(zip(requests, prompts, strict=True))
         for attempt in range(_TRIES):
             sampling = self._sampling.hotter(attempt)
@@ -89,22 +91,16 @@ class Local:
             ]
             self._write([prompt for _, prompt in waiting], rows)
             for (request, prompt), row in zip(waiting, rows, strict=True):
-                written = len(row.tokens) - len(self._opening) + (found[request].tokens_out or 0 if attempt else 0)
-                found[request] = Answer(
-                    text=row.text,
-                    model=self.name,
-                    seconds=0.0,
-                    tokens_in=len(prompt) * (attempt + 1),
-                    tokens_out=written,
-                )
-            waiting = [
-                (request, prompt) for request, prompt in waiting if self._is_in_vain(found[request].text, request)
-            ]
+                texts[request] = row.text
+                tokens_in[request] += len(prompt)
+                tokens_out[request] += len(row.tokens) - len(self._opening)
+            waiting = [(request, prompt) for request, prompt in waiting if self._is_in_vain(texts[request], request)]
             if not waiting:
                 break
         seconds = (time.monotonic() - started) / len(requests)
-        for request in requests:
-            yield request, replace(found[request], seconds=seconds)
+        for request, text in texts.items():
+            read, written = tokens_in[request], tokens_out[request]
+            yield request, Answer(text=text, model=self.name, seconds=seconds, tokens_in=read, tokens_out=written)
 
     def _is_in_vain(self, text: str, request: Request) -> bool:
         """Whether an answer's program is there already, or does not fit; what is no program (it was cut off) is not."""

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from autoprune.errors import AutopruneError
 from autoprune.search.protocol import Answer, Request
-from autoprune.search.reply import one_line, sound
+from autoprune.search.reply import beginning, sound
 
 if TYPE_CHECKING:
     import openai
@@ -287,7 +287,7 @@ class OpenAI:
     def _line(self, text: str) -> str:
         """A line for an error, without a key or anything like one: servers quote what they were sent, or half of it."""
         hidden = _without(self._key, text[:2_000], least=6)
-        return one_line(_LOOKS_LIKE_A_KEY.sub(_HIDDEN, hidden), 300)
+        return beginning(_LOOKS_LIKE_A_KEY.sub(_HIDDEN, hidden), 300)
 
     def _price(self, usage: Mapping[str, Any], tokens_in: float | None, tokens_out: float | None) -> float | None:
         if (cost := _amount(usage.get("cost"))) is not None:
