@@ -58,7 +58,7 @@ def main() -> None:
         target=Target.of(options.sparsity),
         propagation="one_pass",
         seed=options.seed,
-        calibrated_on={QUICK: tokens[: options.sequences], FULL: tokens[options.sequences : 2 * options.sequences]},
+        calibrated_on={QUICK: [tokens[: options.sequences]], FULL: [tokens[options.sequences : 2 * options.sequences]]},
         judged_on={QUICK: tokens[-12:-8], FULL: tokens[-8:]},
         timeout_s={},
     )

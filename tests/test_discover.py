@@ -244,7 +244,8 @@ def test_texts_to_calibrate_and_to_judge_on_differ_for_every_model(
     assert run(*several, "--evaluations", 0).code == 0
     (first, _, again) = recipes = made[0].recipes
     for recipe in recipes:
-        drawn = np.concatenate([*recipe.calibrated_on.values(), *recipe.judged_on.values()])
+        draws = [draw for of_rung in recipe.calibrated_on.values() for draw in of_rung]
+        drawn = np.concatenate([*draws, *recipe.judged_on.values()])
         assert len(np.unique(drawn, axis=0)) == len(drawn)
     assert not np.array_equal(first.calibrated_on["quick"], again.calibrated_on["quick"])
     assert not np.array_equal(first.judged_on["full"], again.judged_on["full"])

@@ -50,6 +50,7 @@ from autoprune.stream import check_propagation
 
 ARCHIVE, WINNER = "archive.sqlite", "winner.prune"
 
+_DRAWS = {QUICK: 1, FULL: 2, FRESH: 2}  # of text to calibrate on
 _JUDGED_ON = {QUICK: 4, FULL: 8, FRESH: 16}  # sequences, of the calibration's length, beside those to calibrate on
 _ON_CPU, _WITH_ACCELERATOR = (16, 512), (32, 1024)  # sequences to calibrate on, tokens in each, unless told
 _BASELINES = (REFERENCE, "ria")
@@ -57,7 +58,7 @@ _PROMPT_TOKENS = {"self": 1500, "local": 2500}  # what small models make use of;
 _PROMPT_TOKENS_ELSEWHERE = 6000
 
 # Seconds that a program may take at a rung: far more than any sensible one needs, by the number of weights.
-_PATIENCE_S = {"probe": (60, 2e-6), QUICK: (120, 5e-6), FULL: (600, 3e-5), FRESH: (600, 3e-5)}
+_PATIENCE_S = {"probe": (60, 2e-6), QUICK: (120, 5e-6), FULL: (1200, 6e-5), FRESH: (1200, 6e-5)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,14 +343,15 @@ def _tokens(
     """Tokens (B, L) to calibrate on and to judge on, by rung, and what is recorded of them."""
     own = _ON_CPU if opened.model.device.type == "cpu" else _WITH_ACCELERATOR
     count = own[0] if sequences is None else sequences
-    more = (len(_JUDGED_ON) - 1) * count + sum(_JUDGED_ON.values())
+    more = (sum(_DRAWS.values()) - 1) * count + sum(_JUDGED_ON.values())
     tokens_BL, text = calibration_tokens(opened, calibration, sequences, length, seed, progress, more=more, chosen=own)
     left = iter(tokens_BL.numpy())
 
-    def drawn(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-        return {rung: np.stack(list(islice(left, size))) for rung, size in sizes.items()}
+    def drawn(size: int) -> np.ndarray:
+        return np.stack(list(islice(left, size)))
 
-    return {"calibrated_on": drawn(dict.fromkeys(_JUDGED_ON, count)), "judged_on": drawn(_JUDGED_ON)}, text
+    calibrated_on = {rung: [drawn(count) for _ in range(draws)] for rung, draws in _DRAWS.items()}
+    return {"calibrated_on": calibrated_on, "judged_on": {rung: drawn(size) for rung, size in _JUDGED_ON.items()}}, text
 
 
 def _roots(space: Space, chosen: Sequence[str] | None) -> list[Program]:

@@ -3,14 +3,14 @@
 - probe: what its masks and weights do to parts of a few layers, against what Wanda's do there.
 - quick: the whole model with one-shot masks, on a short text. A method that refines masks or updates weights is judged
   where masks alone do as much harm to parts of layers as it does (`autoprune.equal_harm`).
-- full: the real prune.
+- full: the real prune, calibrated on several draws of text.
 
 Legend: B sequences, L tokens per sequence, N linear layers, R rows, C columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -182,14 +182,18 @@ class Weights:
 
 
 class Full:
-    """Divergence of the model after the real prune. All that it changed is put back afterwards."""
+    """Divergence of the model after the real prune, the mean over draws of calibration text. What a prune changed is
+    put back afterwards."""
 
-    def __init__(self, bench: Bench, judge: Judge, weights: Weights):
-        self.bench, self.judge, self.weights = bench, judge, weights
+    def __init__(self, draws: Sequence[Bench], judge: Judge, weights: Weights):
+        self.draws, self.judge, self.weights = draws, judge, weights
 
     def __call__(self, program: Program) -> np.ndarray:
         """Divergence (B,) of each sequence."""
-        bench, method = self.bench, Method.of(program)
+        return np.mean([self._pruned(program, bench) for bench in self.draws], axis=0)
+
+    def _pruned(self, program: Program, bench: Bench) -> np.ndarray:
+        method = Method.of(program)
         source, tokens_BL = bench.source, bench.tokens_BL
         allocation = Allocation.own(program)
         sparsity_N, _ = share_out(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autoprune.algorithms import load
 from autoprune.errors import AutopruneError
@@ -30,14 +31,16 @@ PROBE, QUICK, FULL, FRESH = "probe", "quick", "full", "fresh"
 RUNGS = (PROBE, QUICK, FULL)
 """From the cheapest on. FRESH is FULL once more, for the last word.
 
-FULL and FRESH calibrate on draws of their own: what wins on one draw only because it fits that draw would win at every
-rung that has it (LOG.md)."""
+FULL and FRESH calibrate on draws of their own, more than one each: what wins on one draw only because it fits that draw
+would win at every rung that has it, and from one draw to another differences between programs change by as much as they
+are (LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """How to make a scorer, on any machine that can open the model. Tokens are int64 (B, L) each: those that programs
-    are calibrated on and those they are judged on, by rung (QUICK, FULL, FRESH), all different. PROBE has QUICK's."""
+    """How to make a scorer, on any machine that can open the model. Tokens are int64 (B, L) each: the draws that
+    programs are calibrated on, one for QUICK, one or more for FULL and FRESH, and those they are judged on, by rung;
+    all different. PROBE has QUICK's."""
 
     model: str
     dtype: str
@@ -45,7 +48,7 @@ class ModelRecipe:
     target: Target
     propagation: str
     seed: int
-    calibrated_on: Mapping[str, np.ndarray]
+    calibrated_on: Mapping[str, Sequence[np.ndarray]]
     judged_on: Mapping[str, np.ndarray]
     timeout_s: Mapping[str, float]
     threads: int | None = None
@@ -69,11 +72,13 @@ class ModelScorer:
     def __init__(self, recipe: ModelRecipe, opened: OpenModel, progress: Progress):
         self.recipe, self.source, self.progress = recipe, InMemoryBlocks(opened.model), progress
         opened.model.eval()
-        self.bench = self._bench(QUICK)
+        (self.bench,) = self._benches(QUICK)
         self._weights = Weights(self.source)
 
-    def _bench(self, rung: str) -> Bench:
-        tokens_BL = torch.from_numpy(self.recipe.calibrated_on[rung])
+    def _benches(self, rung: str) -> list[Bench]:
+        return [self._bench(torch.from_numpy(draw)) for draw in self.recipe.calibrated_on[rung]]
+
+    def _bench(self, tokens_BL: Tensor) -> Bench:
         return Bench(
             source=self.source,
             target=self.recipe.target,
@@ -125,11 +130,11 @@ class ModelScorer:
 
     @cached_property
     def _full(self) -> Full:
-        return Full(self._bench(FULL), self._judge(FULL), self._weights)
+        return Full(self._benches(FULL), self._judge(FULL), self._weights)
 
     @cached_property
     def _fresh(self) -> Full:
-        return Full(self._bench(FRESH), self._judge(FRESH), self._weights)
+        return Full(self._benches(FRESH), self._judge(FRESH), self._weights)
 
     def _judge(self, rung: str) -> Judge:
         """The judge of a rung; what the unpruned model says is kept in the store's folder."""

@@ -30,6 +30,7 @@ _OF_INPUTS = ("input_norm", "input_mean", "input_std", "input_max", "gram", "inv
 _OUTPUT_NORM = "output_norm"
 _SUMS = frozenset(need for row in STATISTICS.values() for need in row.collects) - GRADIENTS
 _INDEX = "index.json"
+_LAYOUT = "2"  # of the files; others are not looked for
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Store:
 
     def __init__(self, source: BlockSource, tokens_BL: Tensor, progress: Progress):
         self.source, self.tokens_BL, self.progress = source, tokens_BL, progress
-        content = [source.fingerprint(), config_text(source.model), str(sorted(_SUMS))]
+        content = [_LAYOUT, source.fingerprint(), config_text(source.model), str(sorted(_SUMS))]
         content.append(hashlib.sha256(tokens_BL.numpy().tobytes()).hexdigest())
         self.folder = cache_folder("search") / hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
         self.linears = all_linears(source)
@@ -53,13 +54,8 @@ class Store:
     def visit(self, linear: Linear, gradients: frozenset[str], part: Part | None = None) -> Visit:
         """A layer as a walk over the unpruned model would hand it out, or a part of it, with some of the GRADIENTS."""
         own = self._inputs[linear.name]
-        file = f"{linear.block:05d}.safetensors"
-        inputs = _Stored(self.folder / "inputs" / file, own["key"], own["tokens"], linear, part)
-        rms = {}
-        for name in gradients:
-            value = _read(self._gradients(name) / file, f"{linear.name}/{name}").float()
-            rms[name] = _of(value, part, columns=name == GRADIENT).to(linear.weight_RC.device)
-        gradient = Gradient(own["tokens"], **rms)
+        inputs = _Stored(self.folder / "inputs" / _file(linear.block), own["key"], own["tokens"], linear, part)
+        gradient = self._gradient(linear, gradients, own["tokens"], part)
         if part is not None:
             module = nn.Linear(len(part.columns), len(part.rows), bias=False, device="meta")
             weight_RC = _of(linear.weight_RC, part, columns=True)
@@ -71,8 +67,15 @@ class Store:
         """Some of the GRADIENTS of all layers, by name; empty for none."""
         if not names:
             return {}
-        visits = [self.visit(linear, names) for linear in self.linears]
-        return {visit.linear.name: visit.gradient for visit in visits if visit.gradient}
+        tokens = json.loads((self._gradients(min(names)) / _INDEX).read_text("utf-8"))
+        return {linear.name: self._gradient(linear, names, tokens[linear.name]) for linear in self.linears}
+
+    def _gradient(self, linear: Linear, names: frozenset[str], tokens: int, part: Part | None = None) -> Gradient:
+        rms = {}
+        for name in names:
+            value = _read(self._gradients(name) / _file(linear.block), f"{linear.name}/{name}").float()
+            rms[name] = _of(value, part, columns=name == GRADIENT).to(linear.weight_RC.device)
+        return Gradient(tokens, **rms)
 
     @cached_property
     def _inputs(self) -> dict[str, dict[str, Any]]:
@@ -95,7 +98,7 @@ class Store:
         for visit in walk(self.source, batches, collects=_SUMS, propagation="dense"):
             linear, inputs = visit.linear, visit.inputs
             if linear.block != block:
-                save_file(found, folder / f"{block:05d}.safetensors")
+                save_file(found, folder / _file(block))
                 block, found, seen = linear.block, {}, {}
             if inputs not in seen:
                 seen[inputs] = linear.name
@@ -104,7 +107,7 @@ class Store:
             found[f"{linear.name}/{_OUTPUT_NORM}"] = _plain(output_norm)
             index[linear.name] = {"key": seen[inputs], "tokens": inputs.tokens, "depth": visit.depth}
             self.progress.advance(1)
-        save_file(found, folder / f"{block:05d}.safetensors")
+        save_file(found, folder / _file(block))
         return index
 
     def _gradients(self, name: str) -> Path:
@@ -121,9 +124,14 @@ class Store:
                         f"{linear.name}/{name}": _plain(getattr(gradients[linear.name], name)).bfloat16()
                         for linear in self.source.linears(block)
                     }
-                    save_file(found, unfinished / f"{block:05d}.safetensors")
-                (unfinished / _INDEX).write_text("{}", "utf-8")
+                    save_file(found, unfinished / _file(block))
+                tokens = {name: gradient.tokens for name, gradient in gradients.items()}
+                (unfinished / _INDEX).write_text(json.dumps(tokens), "utf-8")
         return folder
+
+
+def _file(block: int) -> str:
+    return f"{block:05d}.safetensors"
 
 
 def _stored(name: str) -> Any:
