@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -389,6 +391,24 @@ def test_a_recipe_of_several_opens_a_model_that_comes_again_once(tmp_path: Path,
     alone = [damage(one.make(), task.rung, task.program) for one in made.recipes]
     assert alone[0] != alone[1]
     assert scorer.score(task).damage == pytest.approx(np.mean(alone), rel=1e-9)
+
+
+def test_of_two_that_want_the_same_statistics_at_once_one_measures(monkeypatch: pytest.MonkeyPatch):
+    measured: list[str] = []
+    measure = Store._measure_inputs
+
+    def slow(store: Store, folder: Path) -> None:
+        time.sleep(0.3)
+        measured.append(folder.name)
+        measure(store, folder)
+
+    monkeypatch.setattr(Store, "_measure_inputs", slow)
+    source, tokens_BL = InMemoryBlocks(tiny.model(seed=11)), torch.from_numpy(CALIBRATION)
+    both = [Store(source, tokens_BL, Silent()) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda store: store.visit(store.linears[0], frozenset()).inputs.input_norm, both))
+    assert len(measured) == 1
+    assert torch.equal(*found)
 
 
 def test_labels_tell_models_apart():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -100,6 +100,20 @@ def finished_folder(out: Path) -> Iterator[Path]:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
+def cached_file(path: Path, make: Callable[[Path], None]) -> Path:
+    """A file of a folder that `make` fills, whole or not at all, if the file is not there. Processes that want the same
+    wait for the one that makes it."""
+    folder = path.parent
+    if not path.is_file():
+        with writing_to(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder.parent / f".{folder.name}.lock"):
+            if not path.is_file():
+                with finished_folder(folder) as unfinished:
+                    make(unfinished)
+    return path
+
+
 def clear(folder: Path, *, but: str) -> None:
     """Remove all that is in a folder but for one file."""
     for path in folder.iterdir():
@@ -160,8 +174,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file, as long as this process lives at most; refused with a message where another one holds it.
+def exclusive(path: Path, otherwise: str = "") -> Iterator[None]:
+    """Hold a lock file, as long as this process lives at most; refused with a message where another one holds it, or
+    waits for that where there is none.
     Files beside it that a process which was killed has written in part (`write_text`) are removed."""
     with writing_to(path):
         file = path.open("a")
@@ -179,7 +194,7 @@ def _lock(file: TextIO, path: Path, otherwise: str) -> None:
     except ImportError:  # not on Windows
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
     except BlockingIOError:
         raise AutopruneError(otherwise, where=str(path.parent), remedy="wait for it, or choose another") from None
     except OSError:  # a file system without locks

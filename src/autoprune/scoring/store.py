@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune.files import cache_folder, check_space, finished_folder
+from autoprune.files import cache_folder, cached_file, check_space
 from autoprune.gradients import loss_gradients
 from autoprune.judge import Judge
 from autoprune.language.statistics import GRADIENT, GRADIENTS, STATISTICS
@@ -29,7 +29,7 @@ from autoprune.stream import Visit, micro_batches, walk
 _OF_INPUTS = ("input_norm", "input_mean", "input_std", "input_max", "gram", "inverse_gram_diagonal")
 _OUTPUT_NORM = "output_norm"
 _SUMS = frozenset(need for row in STATISTICS.values() for need in row.collects) - GRADIENTS
-_INDEX = "index.json"
+_INDEX, _LIKELY = "index.json", "likely.safetensors"
 _LAYOUT = "2"  # of the files; others are not looked for
 
 
@@ -80,16 +80,11 @@ class Store:
     @cached_property
     def _inputs(self) -> dict[str, dict[str, Any]]:
         """By name of the layer: under which key its inputs' statistics are, of how many tokens they are, its depth."""
-        folder = self.folder / "inputs"
-        if not (folder / _INDEX).is_file():
-            check_space(folder, sum(4 * linear.shape[1] ** 2 for linear in self.linears))
-            self.progress.stage("statistics of the unpruned model", len(self.linears))
-            with finished_folder(folder) as unfinished:
-                index = self._measure_inputs(unfinished)
-                (unfinished / _INDEX).write_text(json.dumps(index), "utf-8")
-        return json.loads((folder / _INDEX).read_text("utf-8"))
+        return json.loads(cached_file(self.folder / "inputs" / _INDEX, self._measure_inputs).read_text("utf-8"))
 
-    def _measure_inputs(self, folder: Path) -> dict[str, dict[str, Any]]:
+    def _measure_inputs(self, folder: Path) -> None:
+        check_space(folder, sum(4 * linear.shape[1] ** 2 for linear in self.linears))
+        self.progress.stage("statistics of the unpruned model", len(self.linears))
         index: dict[str, dict[str, Any]] = {}
         batches = micro_batches(self.tokens_BL, input_device(self.source.model))
         found: dict[str, Tensor] = {}
@@ -108,26 +103,25 @@ class Store:
             index[linear.name] = {"key": seen[inputs], "tokens": inputs.tokens, "depth": visit.depth}
             self.progress.advance(1)
         save_file(found, folder / _file(block))
-        return index
+        (folder / _INDEX).write_text(json.dumps(index), "utf-8")
 
     def _gradients(self, name: str) -> Path:
         """The folder with one of the GRADIENTS."""
-        folder = self.folder / name
-        if not (folder / _INDEX).is_file():
-            bytes_each = 2 if name == GRADIENT else 0
-            check_space(folder, sum(bytes_each * linear.size for linear in self.linears))
-            gradients = loss_gradients(self.source, frozenset([name]), self.tokens_BL, self.progress)
-            with finished_folder(folder) as unfinished:
-                for block in range(len(self.source.blocks)):
-                    found = {
-                        # Three digits say as much as so few sequences can.
-                        f"{linear.name}/{name}": _plain(getattr(gradients[linear.name], name)).bfloat16()
-                        for linear in self.source.linears(block)
-                    }
-                    save_file(found, unfinished / _file(block))
-                tokens = {name: gradient.tokens for name, gradient in gradients.items()}
-                (unfinished / _INDEX).write_text(json.dumps(tokens), "utf-8")
-        return folder
+        return cached_file(self.folder / name / _INDEX, partial(self._measure_gradients, name)).parent
+
+    def _measure_gradients(self, name: str, folder: Path) -> None:
+        bytes_each = 2 if name == GRADIENT else 0
+        check_space(folder, sum(bytes_each * linear.size for linear in self.linears))
+        gradients = loss_gradients(self.source, frozenset([name]), self.tokens_BL, self.progress)
+        for block in range(len(self.source.blocks)):
+            found = {
+                # Three digits say as much as so few sequences can.
+                f"{linear.name}/{name}": _plain(getattr(gradients[linear.name], name)).bfloat16()
+                for linear in self.source.linears(block)
+            }
+            save_file(found, folder / _file(block))
+        tokens = {name: gradient.tokens for name, gradient in gradients.items()}
+        (folder / _INDEX).write_text(json.dumps(tokens), "utf-8")
 
 
 def _file(block: int) -> str:
@@ -183,14 +177,13 @@ def _plain(value: Tensor) -> Tensor:
 
 def kept_judge(source: BlockSource, tokens_BL: Tensor, folder: Path) -> Judge:
     """The judge of an unpruned model on tokens (B, L). What that model says of them is kept in a folder."""
-    file = folder / "likely.safetensors"
-    if not file.is_file():
+
+    def make(unfinished: Path) -> None:
         judge = Judge(source, tokens_BL)
-        with finished_folder(folder) as unfinished:
-            found = {f"{index}/{name}": _plain(value) for index, pair in enumerate(judge.likely)
-                     for name, value in zip(("tokens", "logs"), pair, strict=True)}  # fmt: skip
-            save_file(found, unfinished / file.name)
-        return judge
-    known = load_file(file)
+        values = {f"{index}/{name}": _plain(value) for index, pair in enumerate(judge.likely)
+                  for name, value in zip(("tokens", "logs"), pair, strict=True)}  # fmt: skip
+        save_file(values, unfinished / _LIKELY)
+
+    known = load_file(cached_file(folder / _LIKELY, make))
     likely = [(known[f"{index}/tokens"], known[f"{index}/logs"]) for index in range(len(known) // 2)]
     return Judge(source, tokens_BL, likely)
