@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoprune.attention import faster_attention
 from autoprune.bootstrap import bootstrap_interval
 from autoprune.errors import AutopruneError
 from autoprune.models import input_device
@@ -101,7 +102,7 @@ def perplexity(nats_per_token: float) -> float:
 
 def next_logits(model: Any, tokens_L: Tensor) -> Tensor:
     """What a model says (L - 1, V) of all tokens but the first."""
-    with torch.no_grad():
+    with torch.no_grad(), faster_attention():
         return model(input_ids=tokens_L[None].to(input_device(model)), use_cache=False).logits[0, :-1]
 
 

@@ -23,6 +23,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from autoprune.attention import faster_attention
 from autoprune.errors import AutopruneError
 from autoprune.language import STATISTICS, interpret
 from autoprune.language.program import Tape
@@ -267,8 +268,8 @@ class _Batch:
         self.greenlet = greenlet(forward)
 
     def run(self) -> None:
-        """Go on to the next stop. Gradients are off here only: the mode must not leak to the caller."""
-        with torch.no_grad(), self.waiting or nullcontext():
+        """Go on to the next stop. Gradients are off here only: modes must not leak to the caller."""
+        with torch.no_grad(), faster_attention(), self.waiting or nullcontext():
             self.greenlet.switch()
 
     def stop(self, at: Linear | None) -> None:

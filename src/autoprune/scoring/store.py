@@ -30,7 +30,7 @@ _OF_INPUTS = ("input_norm", "input_mean", "input_std", "input_max", "gram", "inv
 _OUTPUT_NORM = "output_norm"
 _SUMS = frozenset(need for row in STATISTICS.values() for need in row.collects) - GRADIENTS
 _INDEX, _LIKELY = "index.json", "likely.safetensors"
-_LAYOUT = "2"  # of the files; others are not looked for
+_LAYOUT = "3"  # of the files; others are not looked for
 
 
 @dataclass(frozen=True)
