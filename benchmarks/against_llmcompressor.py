@@ -6,9 +6,10 @@
 
 `--peer` is the interpreter of an environment that has llmcompressor. Every prune is a process of its own; what is timed
 is the prune alone, without imports, loading and saving, and peak memory is the largest resident set of the process
-until then. `block` walks as llmcompressor's sequential pipeline does, a second forward after each block to compute the
-next one's inputs through pruned weights; `one_pass` is the default here. A case such as `best:0.5` has no equal there
-and stands beside SparseGPT. The peer gets as many sequences at a time as `--peer-batch` says; its own default is 1.
+until then. Each round has a draw of calibration text of its own. `block` walks as llmcompressor's sequential pipeline
+does, a second forward after each block to compute the next one's inputs through pruned weights; `one_pass` is the
+default here. A case such as `best:0.5` has no equal there and stands beside SparseGPT. The peer gets as many sequences
+at a time as `--peer-batch` says; its own default is 1.
 
     python benchmarks/against_llmcompressor.py --table results.jsonl
 """
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("against-llmcompressor.jsonl"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in ("model", "text", "test"):  # each prune runs in a folder of its own
         if Path(getattr(options, name)).exists():
@@ -56,19 +58,20 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    tokens = timing.opened_with_tokens(options)[1].tolist()
+    test = timing.test_tokens(options).tolist()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "tokens.json"
-        written.write_text(json.dumps({"calibration": tokens, "test": timing.test_tokens(options).tolist()}), "utf-8")
         given = [f"--{name.replace('_', '-')}={getattr(options, name)}"
                  for name in ("text", "test", "peer", "sequences", "length", "threads", "peer_batch")]  # fmt: skip
         for case in options.cases.split(","):
             for round_ in range(options.rounds):
+                tokens = timing.opened_with_tokens(options, seed=round_)[1].tolist()
+                written.write_text(json.dumps({"calibration": tokens, "test": test}), "utf-8")
                 for who in (*options.propagation.split(","), PEER):
                     python = options.peer if who == PEER else sys.executable
                     command = [python, str(Path(__file__).resolve()), options.model, *given]
-                    command += ["--one", f"{case}={who}", "--tokens", str(written)]
+                    command += ["--one", f"{case}={who}", "--tokens", str(written), "--seed", str(round_)]
                     result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
                     if result.returncode:
                         sys.exit(f"{case}, {who} failed:\n{result.stderr[-2000:]}")
@@ -85,7 +88,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians by case; ratios of llmcompressor's time to ours in the same round, with their range."""
+    """Medians by case, of perplexities means ± sd over rounds; ratios of llmcompressor's time to ours in the same
+    round, with their range."""
     lines = [
         "| model | case | | seconds | llmcompressor's / ours | peak memory, GB | perplexity |",
         "|---|---|---|---|---|---|---|",
@@ -100,8 +104,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             peak = statistics.median(row["peak_bytes"] for row in of_it) / 1e9
             found = sorted(peers[row["round"]] / row["seconds"] for row in of_it if row["round"] in peers)
             ratio = f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})" if who != PEER else ""
-            perplexity = statistics.median(row["perplexity"] for row in of_it)
-            lines.append(f"| {model} | {case} | {who} | {seconds:.1f} | {ratio} | {peak:.2f} | {perplexity:.2f} |")
+            found = [row["perplexity"] for row in of_it]
+            spread = f" ± {statistics.stdev(found):.2g}" if len(found) > 1 else ""
+            perplexity = f"{statistics.mean(found):.2f}{spread}"
+            lines.append(f"| {model} | {case} | {who} | {seconds:.1f} | {ratio} | {peak:.2f} | {perplexity} |")
     return "\n".join(lines)
 
 
@@ -124,6 +130,7 @@ def own(options: argparse.Namespace, case: str, propagation: str) -> dict[str, f
         calibration=f"file:{options.text}",
         sequences=options.sequences,
         length=options.length,
+        seed=options.seed,
     )
     # Tokens are ready for both.
     seconds = sum(taken for name, taken in report.durations_s.items() if name in ("allocation", "gradients", "prune"))

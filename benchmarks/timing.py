@@ -22,15 +22,15 @@ def parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
-def opened_with_tokens(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The model on the CPU, and its calibration tokens (B, L)."""
+def opened_with_tokens(options: argparse.Namespace, seed: int = 0) -> tuple[Any, Any]:
+    """The model on the CPU, and its calibration tokens (B, L), the first of the text or as the seed draws them."""
     from autoprune.data import bos_rule, token_sequences
     from autoprune.models import open_model
 
     opened = open_model(options.model, device="cpu")
     rule = bos_rule("auto", opened.tokenizer, opened.model.config.model_type)
     text, amounts = f"file:{options.text}", {"sequences": options.sequences, "length": options.length}
-    return opened, token_sequences(text, opened.tokenizer, bos=rule, **amounts)
+    return opened, token_sequences(text, opened.tokenizer, bos=rule, seed=seed, **amounts)
 
 
 def test_tokens(options: argparse.Namespace) -> Any:
