@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import autoprune
 import tiny
-from autoprune import algorithms
+from autoprune import algorithms, discover, inputs
 from autoprune.cli.main import cli
 from autoprune.models.shards import ShardsCopy
 from command import Ran, Run
@@ -146,6 +146,15 @@ def test_every_command_has_help(run: Run, command: list[str], flag: str):
     assert ran.code == 0
     assert ran.out.startswith("Usage: ")
     assert ran.err == ""
+
+
+def test_help_tells_how_much_text_is_taken_unless_told(run: Run):
+    for module, command in ((inputs, "prune"), (inputs, "sweep"), (discover, "search")):
+        told = " ".join(run(command, "--help").out.split())
+        for place, (elsewhere, here) in enumerate(zip(module._WITH_ACCELERATOR, module._ON_CPU, strict=True)):
+            option = told[told.index(("--sequences", "--length")[place]) :]
+            assert option[option.index("[default") :].startswith(f"[default: {elsewhere}; on a CPU {here}]"), command
+    assert sum(discover._DRAWS.values()) == 5  # as --sequences says
 
 
 def test_help_waits_for_no_large_library():

@@ -18,7 +18,7 @@ from autoprune.cli.shared import MODEL_HELP, calibration_options, print_json, qu
 @click.option("--sparsity", type=float, default=0.7, show_default=True, help="Of the allocation that is drawn.")
 @click.option("--allocation", default="sdsa", show_default=True, help="The allocation that is drawn beside uniform.")
 @click.option("--algorithm", default="wanda", show_default=True, help="How weights are scored for the sensitivity.")
-@calibration_options
+@calibration_options()
 @click.option("--force", is_flag=True, help="Replace what is in --out.")
 @shared_options
 def diagnose(model: str, out: Path, as_json: bool, **settings: Any) -> None:

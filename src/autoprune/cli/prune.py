@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     help="Furthest a layer may be from the mean.  [default: the allocation's own; sdsa 0.15]",
 )
 @click.option("--temperature", type=float, help="Of sdsa's softmax; a high one evens layers out.  [default: 1]")
-@calibration_options
+@calibration_options()
 @click.option(
     "--propagation",
     default="one_pass",

@@ -65,7 +65,10 @@ if TYPE_CHECKING:
     help="graph (a walk in what was tried and measured) or plain (the task and the best program, to compare).",
 )
 @click.option("--prompt-tokens", type=int, help="Budget of a prompt.  [default: self 1500, local 2500, others 6000]")
-@calibration_options
+@calibration_options(
+    "Sequences in a draw of calibration text; a search draws five.  [default: 32; on a CPU 16]",
+    "Tokens per sequence.  [default: 1024; on a CPU 512]",
+)
 @click.option("--propagation", default="one_pass", show_default=True, help="Of the full prunes; as in prune.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that measure; 0: in this one.")
 @click.option("--ray", help="Measure on a Ray cluster at this address instead ('auto': this machine's).")

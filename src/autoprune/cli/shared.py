@@ -55,26 +55,33 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def calibration_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command that runs a calibration text through the model takes."""
-    for option in reversed(
-        (
-            click.option(
-                "--calibration",
-                default="self",
-                show_default=True,
-                help=f"self (the model writes its own text), {TEXT_HELP}.",
-            ),
-            click.option("--sequences", type=int, help="Calibration sequences.  [default: 128; on a CPU 32]"),
-            click.option("--length", type=int, help="Tokens per sequence.  [default: 2048; on a CPU 512]"),
-            click.option(
-                "--seed",
-                type=click.IntRange(0, 2**63 - 1),
-                default=0,
-                show_default=True,
-                help="Seed of the self-written text. Of another text, 0 takes the first sequences, others draw them.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def calibration_options(
+    sequences: str = "Calibration sequences.  [default: 128; on a CPU 32]",
+    length: str = "Tokens per sequence.  [default: 2048; on a CPU 512]",
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What every command that runs a calibration text through the model takes, with the help of what has no default of
+    its own."""
+    options = (
+        click.option(
+            "--calibration",
+            default="self",
+            show_default=True,
+            help=f"self (the model writes its own text), {TEXT_HELP}.",
+        ),
+        click.option("--sequences", type=int, help=sequences),
+        click.option("--length", type=int, help=length),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Seed of the self-written text. Of another text, 0 takes the first sequences, others draw them.",
+        ),
+    )
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "--allocation",
     help="How layers share out the sparsity, for all algorithms; as in prune.  [default: each algorithm's own]",
 )
-@calibration_options
+@calibration_options()
 @click.option(
     "--propagation",
     default="one_pass",
