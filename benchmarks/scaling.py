@@ -24,7 +24,7 @@ import timing
 
 LENGTH, VOCABULARY = 512, 8000  # of benchmarks/large_checkpoint.py
 BASE = {"tokens": 8192, "blocks": 8, "width": 512}
-SIZES = {"tokens": (4096, 8192, 16384, 32768), "blocks": (4, 8, 16, 32), "width": (256, 512, 1024)}
+SIZES = {"tokens": (16384, 32768, 65536, 131072), "blocks": (4, 8, 16, 32), "width": (256, 512, 1024)}
 
 
 def main() -> None:
