@@ -66,6 +66,7 @@ def main() -> None:
 
 def forward_seconds(options: argparse.Namespace) -> float:
     """One block's forward of all tokens, its weights in memory, times the number of blocks."""
+    from autoprune.attention import faster_attention
     from autoprune.models import open_on_disk
 
     found = open_on_disk(options.folder)
@@ -85,7 +86,7 @@ def forward_seconds(options: argparse.Namespace) -> float:
 
     source.load(0)
     source.blocks[0].register_forward_hook(timed, with_kwargs=True)
-    with torch.no_grad(), contextlib.suppress(StopIteration):
+    with torch.no_grad(), faster_attention(), contextlib.suppress(StopIteration):
         opened.model(input_ids=tokens_BL, use_cache=False)
     source.release(0)
     source.close()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import timing
 from autoprune.algorithms import load
+from autoprune.attention import faster_attention
 from autoprune.layer import Method
 from autoprune.models import InMemoryBlocks, weight_bytes
 from autoprune.prune_blocks import Recipe, all_linears, prune_blocks
@@ -68,8 +69,8 @@ def main() -> None:
 
 
 def forward(model: Any, tokens_BL: Tensor, micro_batch: int) -> None:
-    """The blocks only: the head's logits would dwarf them, and pruning does not need them."""
-    with torch.no_grad():
+    """The blocks only: the head's logits would dwarf them, and pruning does not need them. With a prune's attention."""
+    with torch.no_grad(), faster_attention():
         for part_BL in tokens_BL.split(micro_batch):
             model.base_model(input_ids=part_BL, use_cache=False)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 import tiny
 from autoprune import algorithms
 from autoprune.errors import AutopruneError
+from autoprune.gradients import loss_gradients
 from autoprune.language import STATISTICS, read_program
 from autoprune.language.statistics import GRADIENTS
 from autoprune.layer import Method
@@ -409,6 +410,17 @@ def test_of_two_that_want_the_same_statistics_at_once_one_measures(monkeypatch: 
         found = list(pool.map(lambda store: store.visit(store.linears[0], frozenset()).inputs.input_norm, both))
     assert len(measured) == 1
     assert torch.equal(*found)
+
+
+def test_gradients_of_a_store_know_their_tokens():
+    model, tokens_BL = tiny.model(seed=12), torch.from_numpy(CALIBRATION)
+    wanted = loss_gradients(InMemoryBlocks(model), GRADIENTS, tokens_BL, Silent())
+    for names in (GRADIENTS, frozenset(["output_gradient"])):
+        found = Store(InMemoryBlocks(model), tokens_BL, Silent()).gradients(names)
+        assert {name: each.tokens for name, each in found.items()} == {
+            name: each.tokens for name, each in wanted.items()
+        }
+    assert min(each.tokens for each in wanted.values()) == tokens_BL.numel()
 
 
 def test_labels_tell_models_apart():

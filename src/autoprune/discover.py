@@ -161,6 +161,7 @@ def discover(
                 "prompt": prompt,
                 "prompt_tokens": prompt_tokens,
                 "propagation": propagation,
+                "draws": _DRAWS,
                 **known[0],
                 "also": known[1:],
             },

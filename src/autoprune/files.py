@@ -100,14 +100,14 @@ def finished_folder(out: Path) -> Iterator[Path]:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def cached_file(path: Path, make: Callable[[Path], None]) -> Path:
+def cached_file(path: Path, make: Callable[[Path], None], waits: Callable[[], None]) -> Path:
     """A file of a folder that `make` fills, whole or not at all, if the file is not there. Processes that want the same
-    wait for the one that makes it."""
+    wait for the one that makes it, and call `waits` before."""
     folder = path.parent
     if not path.is_file():
         with writing_to(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder.parent / f".{folder.name}.lock"):
+        with exclusive(folder.parent / f".{folder.name}.lock", waits):
             if not path.is_file():
                 with finished_folder(folder) as unfinished:
                     make(unfinished)
@@ -174,10 +174,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, otherwise: str = "") -> Iterator[None]:
-    """Hold a lock file, as long as this process lives at most; refused with a message where another one holds it, or
-    waits for that where there is none.
-    Files beside it that a process which was killed has written in part (`write_text`) are removed."""
+def exclusive(path: Path, otherwise: str | Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file, as long as this process lives at most. Where another one holds it: refused with a message, or
+    `otherwise` is called and this process waits. Files beside it that a process which was killed has written in part
+    (`write_text`) are removed."""
     with writing_to(path):
         file = path.open("a")
     with file:
@@ -188,14 +188,18 @@ def exclusive(path: Path, otherwise: str = "") -> Iterator[None]:
         yield
 
 
-def _lock(file: TextIO, path: Path, otherwise: str) -> None:
+def _lock(file: TextIO, path: Path, otherwise: str | Callable[[], None]) -> None:
     try:
         import fcntl
     except ImportError:  # not on Windows
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if not isinstance(otherwise, str):
+            otherwise()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return
         raise AutopruneError(otherwise, where=str(path.parent), remedy="wait for it, or choose another") from None
     except OSError:  # a file system without locks
         pass

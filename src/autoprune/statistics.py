@@ -6,15 +6,16 @@ Vector sums are kept in float64 (float32 where the device has no float64), the G
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from autoprune.conditioning import DAMPING, unit_diagonal
+from autoprune.process_wide import ProcessWide
 from autoprune.ranks import Ranks
 
 _CHUNK = 1 << 18
@@ -25,21 +26,22 @@ _GRAM_TOKENS = 4096  # in one matrix product
 _GRAM_COLUMNS = 256  # of its narrower side, at least
 
 
-@contextmanager
-def bfloat16_products(allowed: bool = True) -> Iterator[None]:
-    """Let products round their factors to bfloat16, three times as fast; sums are float32 all the same. Where factors
-    have been bfloat16 anyway nothing is lost."""
-    before = None
-    with suppress(RuntimeError):  # the caller has set precisions by backend, and torch refuses to mix both ways
-        before = torch.get_float32_matmul_precision()
-    if not allowed or before is None:
-        yield
-        return
-    torch.set_float32_matmul_precision("medium")
+def _medium_precision() -> Callable[[], None]:
     try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set precisions by backend, and torch refuses to mix both ways
+        return lambda: None
+    torch.set_float32_matmul_precision("medium")
+    return partial(torch.set_float32_matmul_precision, before)
+
+
+_MEDIUM = ProcessWide(_medium_precision)
+
+
+def bfloat16_products(allowed: bool = True) -> AbstractContextManager[None]:
+    """Let products of float32 round their factors to bfloat16 where that is faster (with AMX three times), in all
+    threads; sums are float32 all the same. Where factors have been bfloat16 anyway nothing is lost."""
+    return _MEDIUM.held() if allowed else nullcontext()
 
 
 def add_upper_gram_(gram_CC: Tensor, x_TC: Tensor) -> None:

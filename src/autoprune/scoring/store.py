@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,7 +31,7 @@ _OF_INPUTS = ("input_norm", "input_mean", "input_std", "input_max", "gram", "inv
 _OUTPUT_NORM = "output_norm"
 _SUMS = frozenset(need for row in STATISTICS.values() for need in row.collects) - GRADIENTS
 _INDEX, _LIKELY = "index.json", "likely.safetensors"
-_LAYOUT = "3"  # of the files; others are not looked for
+_LAYOUT = "3"  # of what is measured and how it is kept; what has another stays in the cache unused
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,18 @@ class Store:
     @cached_property
     def _inputs(self) -> dict[str, dict[str, Any]]:
         """By name of the layer: under which key its inputs' statistics are, of how many tokens they are, its depth."""
-        return json.loads(cached_file(self.folder / "inputs" / _INDEX, self._measure_inputs).read_text("utf-8"))
+        return json.loads(self._cached("inputs", self._measure_inputs).read_text("utf-8"))
+
+    def _cached(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The index of a folder of the store, which `make` fills if it is not there."""
+
+        def waits() -> None:
+            self.progress.note("waiting for another process, which is measuring the same")
+
+        return cached_file(self.folder / name / _INDEX, make, waits)
 
     def _measure_inputs(self, folder: Path) -> None:
-        check_space(folder, sum(4 * linear.shape[1] ** 2 for linear in self.linears))
+        check_space(self.folder, sum(4 * linear.shape[1] ** 2 for linear in self.linears))
         self.progress.stage("statistics of the unpruned model", len(self.linears))
         index: dict[str, dict[str, Any]] = {}
         batches = micro_batches(self.tokens_BL, input_device(self.source.model))
@@ -107,11 +116,11 @@ class Store:
 
     def _gradients(self, name: str) -> Path:
         """The folder with one of the GRADIENTS."""
-        return cached_file(self.folder / name / _INDEX, partial(self._measure_gradients, name)).parent
+        return self._cached(name, partial(self._measure_gradients, name)).parent
 
     def _measure_gradients(self, name: str, folder: Path) -> None:
         bytes_each = 2 if name == GRADIENT else 0
-        check_space(folder, sum(bytes_each * linear.size for linear in self.linears))
+        check_space(self.folder, sum(bytes_each * linear.size for linear in self.linears))
         gradients = loss_gradients(self.source, frozenset([name]), self.tokens_BL, self.progress)
         for block in range(len(self.source.blocks)):
             found = {
@@ -184,6 +193,6 @@ def kept_judge(source: BlockSource, tokens_BL: Tensor, folder: Path) -> Judge:
                   for name, value in zip(("tokens", "logs"), pair, strict=True)}  # fmt: skip
         save_file(values, unfinished / _LIKELY)
 
-    known = load_file(cached_file(folder / _LIKELY, make))
+    known = load_file(cached_file(folder / _LIKELY, make, lambda: None))
     likely = [(known[f"{index}/tokens"], known[f"{index}/logs"]) for index in range(len(known) // 2)]
     return Judge(source, tokens_BL, likely)
