@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
         "journal",
         "lines",
         "memory",
+        "process_wide",
         "progress",
         "ranks",
         "sparsity",
@@ -27,6 +28,7 @@ LAYERS: list[set[str]] = [
         "strict_json",
     },
     {
+        "attention",
         "conditioning",
         "language",
         "algorithms",
