@@ -118,6 +118,33 @@ def test_only_what_it_computes_goes_through_it(asked: list[Tensor]):
     assert all(torch.equal(*both) for both in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_last_token_whose_heads_share_keys(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    query, key, value = qkv(3, 6, 2, 40, 8, 4, dtype)
+    last = query[:, :, -1:], key, value
+    how: dict[str, Any] = {"enable_gqa": True, "scale": 0.3}
+    exact = attention(*(x.double() for x in last), **how)
+    groups: list[bool] = []
+    torchs = functional.scaled_dot_product_attention
+    spy = lambda *given, **how: groups.append("enable_gqa" in how) or torchs(*given, **how)  # noqa: E731
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    others: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [
+        (last, how | {"attn_mask": torch.ones(3, 1, 1, 40, dtype=torch.bool)}),
+        (last, how | {"is_causal": True}),
+        ((query[:, :, -2:], key, value), how),
+        ((query[:, :2, -1:], key, value), how),
+        ((query[:1, :, -1:], key, value), how),
+    ]
+    with torch.no_grad(), faster_attention():
+        found = attention(*last, **how)
+        assert groups == [False]
+        for given, other in others:
+            attention(*given, **other)
+        assert groups == [False] + [True] * len(others)
+    assert found.shape == exact.shape
+    assert distance(found, exact) < (3e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
 def test_a_walk_uses_it_and_leaves_nothing_behind(asked: list[Tensor], monkeypatch: pytest.MonkeyPatch):
     torchs = functional.scaled_dot_product_attention
     model, tokens_BL = tiny.model().bfloat16(), tiny.tokens(3, 130)

@@ -25,7 +25,7 @@ from autoprune.language.program import CONSTANT, OPTIONS, STATISTIC, Tape
 from autoprune.language.space import Space
 from autoprune.language.statistics import STATISTICS
 from autoprune.language.types import Type
-from autoprune.search.proposers.local import Local
+from autoprune.search.proposers.local import Local, _shared_start
 from autoprune.search.protocol import Answer, Request
 from autoprune.search.reply import parse_reply
 
@@ -330,6 +330,29 @@ def test_an_answer_depends_on_its_own_seed_only():
     again = texts(made, request(4), request(2), request(5))
     assert first[1] == again[1]
     assert len({*first, *again}) == 5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "remembers"), [("llama", True), ("gpt2", True), ("bloom", True), ("gemma3_text", False)]
+)
+def test_what_prompts_begin_with_is_read_once(architecture: str, remembers: bool, monkeypatch: pytest.MonkeyPatch):
+    made = local(architecture)
+    asked = [request(seed, "Prune this. " * 5 + "Mutate it. " * seed) for seed in range(3)]
+    start = _shared_start([made._tokens(one.prompt) for one in asked])
+    assert len(start) > 50
+    common = made._read(start)
+    assert (common is not None) == remembers
+    assert common is None or common.get_seq_length() == len(start)
+    found = texts(made, *asked)
+    monkeypatch.setattr(Local, "_read", lambda *_: None)
+    assert texts(made, *asked) == found
+
+
+def test_one_token_of_a_prompt_is_left_to_begin_with():
+    assert _shared_start([[1, 2, 3], [1, 2, 3]]) == [1, 2]
+    assert _shared_start([[1, 2, 3], [1, 2], [1, 2, 4]]) == [1]
+    assert _shared_start([[1, 2, 3]]) == [1, 2]
+    assert _shared_start([[1], [1, 2]]) == []
 
 
 def test_more_requests_than_fit_side_by_side():

@@ -1,5 +1,5 @@
-"""Causal attention of bfloat16 models on a CPU, up to twice as fast as torch's: there it is 40 % of a forward of short
-sequences.
+"""Attention on a CPU, faster than torch's: causal attention of bfloat16 models (up to twice; it is 40 % of a forward of
+short sequences), and that of a token that is being generated, where heads share keys (about ten times).
 
 Queries go some rows at a time, so that scores stay in the caches and most of those that causality hides are never
 computed. Factors are rounded to bfloat16 where products are faster so, as in torch's own: queries and keys, which are
@@ -41,6 +41,12 @@ def _exchange() -> Callable[[], None]:
     def either(*args: Any, **kwargs: Any) -> Tensor:
         if _can_be(*args, **kwargs):
             return causal_attention(*args, scale=kwargs.get("scale"))
+        if _is_last_of_groups(*args, **kwargs):
+            query_BH1D, key_BKLD, value_BKLD = args
+            # Queries of a group become those of one head, with which torch needs a tenth of the time.
+            query_BKGD = query_BH1D.reshape(len(query_BH1D), key_BKLD.shape[1], -1, query_BH1D.shape[3])
+            mean_BKGD = torchs(query_BKGD, key_BKLD, value_BKLD, scale=kwargs.get("scale"))
+            return mean_BKGD.reshape(*query_BH1D.shape[:3], -1)
         return torchs(*args, **kwargs)
 
     def put_back() -> None:
@@ -74,6 +80,27 @@ def _can_be(
         and value.shape[:3] == (B, K, L)
         and min(B, K, D, value.shape[3]) > 0
         and (H == K or (enable_gqa and H % K == 0))
+    )
+
+
+def _is_last_of_groups(
+    *args: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> bool:
+    """Whether it is attention of one token, the last, to all, where heads of queries share keys, on a CPU."""
+    if len(args) != 3 or not enable_gqa or is_causal or attn_mask is not None or dropout_p or torch.is_grad_enabled():
+        return False
+    query, key, value = args
+    return (
+        all(x.ndim == 4 and x.device.type == "cpu" for x in args)
+        and query.shape[2] == 1
+        and len(query) == len(key) == len(value)
+        and 0 < key.shape[1] == value.shape[1] < query.shape[1]
+        and query.shape[1] % key.shape[1] == 0
     )
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from autoprune.attention import faster_attention
 from autoprune.errors import AutopruneError
 from autoprune.files import cache_folder, finished_folder
 from autoprune.models import fingerprint, input_device
@@ -119,7 +120,7 @@ def _sample(model: Any, start: int, count: int, sampling: Sampling, on_tokens: C
     )
     own, model.generation_config = model.generation_config, config
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), faster_attention(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokens_BL = model.generate(
                 start_B1,

@@ -5,18 +5,30 @@ Legend: B rows (requests that are answered side by side), L tokens so far, V voc
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import DynamicLayer
 
+from autoprune.attention import faster_attention
 from autoprune.errors import AutopruneError
 from autoprune.language.grammar import MAX_CHARACTERS, grammar
 from autoprune.language.reader import read_program
@@ -83,13 +95,14 @@ class Local:
         texts: dict[Request, str] = {}
         tokens_in, tokens_out = Counter[Request](), Counter[Request]()
         waiting = list(zip(requests, prompts, strict=True))
+        common = self._read(_shared_start(prompts))
         for attempt in range(_TRIES):
             sampling = self._sampling.hotter(attempt)
             rows = [
                 _Row(self._matcher.deep_copy(), self._vocabulary, sampling, request.seed + attempt, list(self._opening))
                 for request, _ in waiting
             ]
-            self._write([prompt for _, prompt in waiting], rows)
+            self._write([prompt for _, prompt in waiting], rows, common)
             for (request, prompt), row in zip(waiting, rows, strict=True):
                 texts[request] = row.text
                 tokens_in[request] += len(prompt)
@@ -126,30 +139,64 @@ class Local:
             )
         return [*tokens, *self._opening]
 
-    def _write(self, prompts: Sequence[list[int]], rows: Sequence[_Row]) -> None:
-        """Writes all rows to their ends. The model is left as it was."""
+    def _read(self, start: list[int]) -> DynamicCache | None:
+        """Keys and values of what all prompts of a batch begin with, half of it or more: so it is read once, not once
+        a row and try. None where there is nothing, or where the model remembers otherwise (by windows, by states)."""
+        cache = DynamicCache(config=self.model.config)
+        if not start or not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return None
+        with self._generating():
+            self.model.base_model(torch.tensor([start], device=input_device(self.model)), past_key_values=cache)
+        return cache
+
+    def _write(self, prompts: Sequence[list[int]], rows: Sequence[_Row], common: DynamicCache | None) -> None:
+        """Writes all rows to their ends."""
         device, longest = input_device(self.model), max(map(len, prompts))
-        padded_BL = torch.tensor([[_ANY_TOKEN] * (longest - len(prompt)) + prompt for prompt in prompts])
-        present_BL = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        known, cache = 0, None
+        if common is not None:
+            known, cache = common.get_seq_length(), copy.deepcopy(common)
+            cache.batch_repeat_interleave(len(prompts))
+        tokens_BL = torch.full((len(prompts), longest), _ANY_TOKEN)
+        present_BL = torch.zeros_like(tokens_BL)
+        for row, prompt in enumerate(prompts):  # what fills short prompts comes after what is known already
+            for part, at in (
+                (prompt[:known], slice(known)),
+                (prompt[known:], slice(longest - len(prompt) + known, None)),
+            ):
+                tokens_BL[row, at] = torch.tensor(part)
+                present_BL[row, at] = 1
         most = self._most_tokens if self._context is None else min(self._most_tokens, self._context - longest)
         # Rows draw their tokens themselves: the model's own generation settings must not shape the text.
         config = GenerationConfig(do_sample=False, max_new_tokens=most, use_cache=True, pad_token_id=_ANY_TOKEN)
+        with self._generating(config):
+            self.model.generate(
+                tokens_BL.to(device),
+                attention_mask=present_BL.to(device),
+                past_key_values=cache,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Draw(rows)]),
+                stopping_criteria=StoppingCriteriaList([_Finished(rows)]),
+            )
+
+    @contextmanager
+    def _generating(self, config: GenerationConfig | None = None) -> Iterator[None]:
+        """The model is left as it was."""
         own, training = self.model.generation_config, self.model.training
-        self.model.generation_config = config
+        self.model.generation_config = config or own
         try:
             self.model.eval()
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), faster_attention(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.model.generate(
-                    padded_BL.to(device),
-                    attention_mask=present_BL.to(device),
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList([_Draw(rows)]),
-                    stopping_criteria=StoppingCriteriaList([_Finished(rows)]),
-                )
+                yield
         finally:
             self.model.generation_config = own
             self.model.train(training)
+
+
+def _shared_start(prompts: Sequence[list[int]]) -> list[int]:
+    """What all begin with, and at least one token less than each has: a model needs one to begin with."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
 
 
 @dataclass(frozen=True, kw_only=True)
