@@ -24,6 +24,7 @@ import tiny
 from autoprune import prune_blocks
 from autoprune.errors import AutopruneError
 from autoprune.journal import folder_of
+from autoprune.lines import files_of_lines
 from autoprune.models import InMemoryBlocks, all_linears, open_model, open_on_disk
 
 EVERY = [*tiny.ARCHITECTURES, *tiny.SPECIAL]
@@ -255,10 +256,11 @@ def test_a_line_that_power_loss_has_cut_off_is_done_again(text: str, tmp_path: P
     source, out = tiny.save(tmp_path / "dense"), tmp_path / "out"
     autoprune.prune(source, out=tmp_path / "whole", **settings(text))
     unfinished(source, out, monkeypatch, 8, **settings(text))
-    steps = folder_of(out) / "journal.jsonl"
-    content = steps.read_bytes()
+    files_of_steps = files_of_lines(folder_of(out) / "journal.jsonl", chained=True)
+    content = files_of_steps[0].read_bytes()
     for cut in range(0, len(content), max(1, len(content) // 9)):
-        steps.write_bytes(content[:cut])
+        for steps in files_of_steps:
+            steps.write_bytes(content[:cut])
         copy = tmp_path / f"out{cut}"
         shutil.copytree(folder_of(out), folder_of(copy))
         autoprune.prune(source, out=copy, **settings(text))
@@ -270,7 +272,7 @@ def test_what_a_kill_at_the_last_moment_leaves_is_removed_by_the_next_run(text: 
     source, out = tiny.save(tmp_path / "dense"), tmp_path / "out"
     autoprune.prune(source, out=out, **settings(text))
     whole = sorted(path.name for path in out.iterdir())
-    for name in ("journal.jsonl", "journal.lock"):
+    for name in ("journal.jsonl", "copy.journal.jsonl", "journal.lock"):
         (out / name).write_text("")
     shutil.copytree(out, tmp_path / ".out.replaced")
     with pytest.raises(AutopruneError, match="not empty"):
@@ -298,10 +300,10 @@ def test_a_flipped_bit_in_the_journal_is_not_believed(text: str, tmp_path: Path,
     source, out = tiny.save(tmp_path / "dense"), tmp_path / "out"
     autoprune.prune(source, out=tmp_path / "whole", **settings(text))
     unfinished(source, out, monkeypatch, 8, **settings(text))
-    steps = folder_of(out) / "journal.jsonl"
-    content = steps.read_bytes()
-    assert content.count(b'"zeros": 512') >= 1
-    steps.write_bytes(content.replace(b'"zeros": 512', b'"zeros": 513', 1))
+    for steps in files_of_lines(folder_of(out) / "journal.jsonl", chained=True):
+        content = steps.read_bytes()
+        assert content.count(b'"zeros": 512') >= 1
+        steps.write_bytes(content.replace(b'"zeros": 512', b'"zeros": 513', 1))
     autoprune.prune(source, out=out, **settings(text))
     one, other = (json.loads((folder / "autoprune.json").read_text()) for folder in (out, tmp_path / "whole"))
     assert one["layers"] == other["layers"]

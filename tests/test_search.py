@@ -344,6 +344,21 @@ def test_a_flipped_bit_is_noticed_or_makes_no_difference(tmp_path: Path):
     assert refused > 50
 
 
+def test_nothing_that_is_written_hangs_on_the_log(tmp_path: Path):
+    """SQLite silently drops what follows a flipped bit in a write-ahead log."""
+    log, sizes = tmp_path / "archive.sqlite-wal", []
+
+    class Looks(FakeExecutor):
+        def run(self, tasks: Any) -> Any:
+            for task, found in super().run(tasks):
+                yield task, found
+                sizes.append(log.stat().st_size)  # all that was found before is written
+
+    searched(tmp_path, executor=Looks())
+    assert len(sizes) > 20
+    assert not any(sizes)
+
+
 def test_an_archive_from_before_there_were_checksums_gets_them(tmp_path: Path):
     with closing(searched(tmp_path)) as archive:
         whole = contents(archive)

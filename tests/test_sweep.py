@@ -463,12 +463,13 @@ def test_lines_that_are_cut_off_are_removed(tmp_path: Path):
     lines.add({"a": 1})
     lines.add({"b": [None]})
     whole = path.read_bytes()
+    copy = tmp_path / "copy.lines"
     for rest in (b'{"c"', b'{"c": 1}', b"[]\n", b"\0\0\n{}\n"):
         path.write_bytes(whole + rest)
         assert read_lines(path, chained=True) == lines.found
         assert path.read_bytes() == whole + rest
         assert Lines(path, chained=True).found == [{"a": 1}, {"b": [None]}]
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == copy.read_bytes() == whole
     assert difference({"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": (1,), "d": 3}}) == "b (d)"
 
 
@@ -490,6 +491,31 @@ def test_a_flipped_bit_is_not_believed(tmp_path: Path):
         assert len(found) >= 1
         chained = [{name: line[name] for name in "abc" if name in line} for line in read_lines(path, chained=True)]
         assert chained == content[: len(chained)]
+
+
+def test_lines_that_follow_from_one_another_outlive_damage_to_either_file(tmp_path: Path):
+    path, copy, content = tmp_path / "lines", tmp_path / "copy.lines", [{"a": 0.5}, {"b": [None]}, {"c": 3}]
+    lines = Lines(path, chained=True)
+    for each in content:
+        lines.add(each)
+    whole = path.read_bytes()
+    assert copy.read_bytes() == whole
+    for file in (path, copy):
+        for bit in range(8 * len(whole)):
+            changed = bytearray(whole)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            assert read_lines(path, chained=True) == content
+            assert Lines(path, chained=True).found == content
+            assert path.read_bytes() == copy.read_bytes() == whole
+        file.unlink()  # as before there was a copy, or between the two writes of the first line
+        assert Lines(path, chained=True).found == content
+        assert file.read_bytes() == whole
+        file.write_bytes(whole[:-10])  # killed between the two writes of a line
+        assert Lines(path, chained=True).found == content
+    for file in (path, copy):
+        file.write_bytes(whole.replace(b"null", b"true"))
+    assert Lines(path, chained=True).found == content[:1]
 
 
 # ---------------------------------------------------------------- the command

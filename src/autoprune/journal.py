@@ -11,7 +11,7 @@ from typing import Any
 
 from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR, clear, exclusive, replace_folder, writing_to
-from autoprune.lines import Lines, difference, read_lines
+from autoprune.lines import Lines, difference, files_of_lines, read_lines
 
 _STEPS, _LOCK = "journal.jsonl", "journal.lock"
 _FORMAT = 1
@@ -94,11 +94,11 @@ def journal(
 
 def settle(out: Path) -> None:
     """Remove from a finished output what a process that was killed in its very last moment has left there."""
-    if (out / SIDECAR).is_file() and (out / _STEPS).is_file():
+    if (out / SIDECAR).is_file() and any(path.is_file() for path in files_of_lines(out / _STEPS, chained=True)):
         with writing_to(out):
             _forget_steps(out)
 
 
 def _forget_steps(out: Path) -> None:
-    for name in (_LOCK, _STEPS):
-        (out / name).unlink(missing_ok=True)
+    for path in (out / _LOCK, *files_of_lines(out / _STEPS, chained=True)):
+        path.unlink(missing_ok=True)

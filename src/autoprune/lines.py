@@ -1,7 +1,7 @@
 """A file of JSON objects, one a line, to which lines are only added: readable after any end of the process.
 
 A line ends with a checksum of what is before it (`crc32`), so that one in which a bit has flipped is not believed.
-Lines without one are from before there were any.
+Lines without one are from before there were any; such that follow from one another are not believed.
 """
 
 from __future__ import annotations
@@ -13,26 +13,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoprune.files import write_text
+
 _SUM = "crc32"
 
 
 class Lines:
-    """The objects of a file, oldest first, and a place for more; one that a power loss has cut off is removed from the
-    file. Of a file whose lines follow from one another (`chained`) so is a damaged one, with all after it; else it is
-    passed over."""
+    """The objects of a file, oldest first, and a place for more; a line that a power loss has cut off is removed, and a
+    damaged one is passed over.
+
+    Lines that follow from one another (`chained`) are worth nothing after a damaged one. They are written to a second
+    file as well, and read from the one that is sound further; so what happens to either costs nothing.
+    """
 
     def __init__(self, path: Path, *, chained: bool = False):
         self.path = path
-        self.found, sound = _sound(path, chained)
-        if path.exists() and sound < path.stat().st_size:
-            os.truncate(path, sound)
+        self._files = files_of_lines(path, chained=chained)
+        self.found, sound = _best(self._files, chained)
+        for file in self._files:
+            content = _content(file)
+            if len(sound) < len(content) and content.startswith(sound):
+                os.truncate(file, len(sound))
+            elif content != sound:
+                write_text(file, sound.decode())
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Record an object. It is on the disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(as_line(line).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        for path in self._files:
+            with path.open("ab") as file:
+                file.write(as_line(line).encode())
+                file.flush()
+                os.fsync(file.fileno())
         self.found.append(dict(line))
 
 
@@ -41,9 +52,14 @@ def as_line(content: Mapping[str, Any]) -> str:
     return json.dumps({**content, _SUM: zlib.crc32(json.dumps(content).encode())}) + "\n"
 
 
+def files_of_lines(path: Path, *, chained: bool) -> list[Path]:
+    """Where lines are written to."""
+    return [path, path.with_name(f"copy.{path.name}")] if chained else [path]
+
+
 def read_lines(path: Path, *, chained: bool = False) -> list[dict[str, Any]]:
     """The objects of a file that another process may be adding to; none where there is no file."""
-    return _sound(path, chained)[0]
+    return _best(files_of_lines(path, chained=chained), chained)[0]
 
 
 def difference(was: Any, now: Mapping[str, Any]) -> str:
@@ -54,25 +70,33 @@ def difference(was: Any, now: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} {_short(was.get(name), now[name])}" for name in now if was.get(name) != now[name])
 
 
-def _sound(path: Path, chained: bool) -> tuple[list[dict[str, Any]], int]:
-    """The objects of lines that are as they were written, if `chained` up to the first that is not; and how many bytes
-    the file has up to there, or to the end of its last line."""
+def _best(files: list[Path], chained: bool) -> tuple[list[dict[str, Any]], bytes]:
+    """What the file says that is sound furthest, and its bytes up to there."""
+    return max((_sound(_content(file), chained) for file in files), key=lambda read: len(read[1]))
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        return [], 0
+        return b""
+
+
+def _sound(content: bytes, chained: bool) -> tuple[list[dict[str, Any]], bytes]:
+    """The objects of lines that are as they were written, if `chained` up to the first that is not; and the bytes up to
+    there, or to the end of the last line."""
     found, sound = [], 0
     for line in content.splitlines(keepends=True):
-        value = _object(line)
+        value = _object(line, needs_sum=chained)
         if not line.endswith(b"\n") or (value is None and chained):
             break
         if value is not None:
             found.append(value)
         sound += len(line)
-    return found, sound
+    return found, content[:sound]
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: bytes, *, needs_sum: bool) -> dict[str, Any] | None:
     """What a line says, unless it is damaged."""
     try:
         value = json.loads(line)
@@ -80,8 +104,9 @@ def _object(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         return None
-    known = value.pop(_SUM, None)
-    return value if known in (None, zlib.crc32(json.dumps(value).encode())) else None
+    if _SUM not in value:
+        return None if needs_sum else value
+    return value if value.pop(_SUM) == zlib.crc32(json.dumps(value).encode()) else None
 
 
 def _short(was: Any, now: Any) -> str:

@@ -56,8 +56,7 @@ KINDS = [
     Kind("disk turns read-only (EROFS from a change on)", disk.failing_from_a_change_on),
     Kind("safetensors file cut off", damage.cut_checkpoint),
     Kind("bit flipped in a safetensors file", damage.flipped_checkpoint),
-    # What the bit has hit is lost, and of a prune what follows from it: it is done again.
-    Kind("bit flipped in journal, archive or sweep.jsonl", damage.flipped, may_be_lost=1000),
+    Kind("bit flipped in journal, archive or sweep.jsonl", damage.flipped),
     Kind("wall clock jumps by days", clock.jumped),
     Kind("two processes, one output", rivals.two, may_be_lost=0),
     Kind("server stalls, hangs up, garbage, 429, 500, 503", endpoint.flaky, (Asked,), may_be_lost=0),
@@ -136,6 +135,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--folder", type=Path, help="where to work; trials that went wrong stay there")
     given = parser.parse_args()
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=given.folder, prefix="faults-"))
     begun = time.monotonic()
 

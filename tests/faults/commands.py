@@ -20,7 +20,7 @@ import tiny
 from autoprune import prune_blocks
 from autoprune.bench import Bench
 from autoprune.journal import folder_of
-from autoprune.lines import read_lines
+from autoprune.lines import files_of_lines, read_lines
 from autoprune.search.archive import Archive
 from autoprune.search.executors.in_process import InProcess
 from autoprune.search.proposers import openai as openai_proposer
@@ -172,7 +172,7 @@ class Prune(Command):
         return beside + [name for name in within if name not in known]
 
     def kept(self) -> list[Path]:
-        return [folder_of(self.out) / "journal.jsonl"]
+        return files_of_lines(folder_of(self.out) / "journal.jsonl", chained=True)
 
     def _tallied(self) -> None:
         solve = prune_blocks.solve

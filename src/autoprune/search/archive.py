@@ -12,7 +12,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,10 @@ class Archive:
             if self._connection.in_transaction:  # a full disk has ended it already
                 self._rows("ROLLBACK")
             raise
+        # SQLite takes a damaged write-ahead log for one that ends there, and silently loses what follows: so nothing is
+        # left in it. Where that fails, as on a full disk, the next time gets it over.
+        with suppress(AutopruneError):
+            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def is_sound(self) -> bool:
         """Whether SQLite finds the file whole, every reference in it leads somewhere, and every row is as it was
@@ -304,21 +308,20 @@ class Archive:
     def add_call(self, call: Call) -> None:
         """At once, outside of the step's transaction."""
         answer = call.answer
-        self._rows(
-            "INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                call.step,
-                call.round,
-                sound(call.prompt),
-                sound(answer.text),
-                answer.model,
-                answer.tokens_in,
-                answer.tokens_out,
-                answer.seconds,
-                answer.price_usd,
-                sound(answer.error),
-            ),
+        row = (
+            call.step,
+            call.round,
+            sound(call.prompt),
+            sound(answer.text),
+            answer.model,
+            answer.tokens_in,
+            answer.tokens_out,
+            answer.seconds,
+            answer.price_usd,
+            sound(answer.error),
         )
+        with self.transaction():
+            self._rows("INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def add_node(self, node: Node) -> None:
         self._rows(
@@ -348,20 +351,19 @@ class Archive:
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """At once, outside of the step's transaction."""
         outcome = evaluation.outcome
-        self._rows(
-            "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                evaluation.digest,
-                evaluation.rung,
-                outcome.damage,
-                json.dumps(outcome.parts),
-                json.dumps(dict(outcome.figures)),
-                outcome.signature,
-                outcome.seconds,
-                outcome.peak_bytes,
-                sound(outcome.error),
-            ),
+        row = (
+            evaluation.digest,
+            evaluation.rung,
+            outcome.damage,
+            json.dumps(outcome.parts),
+            json.dumps(dict(outcome.figures)),
+            outcome.signature,
+            outcome.seconds,
+            outcome.peak_bytes,
+            sound(outcome.error),
         )
+        with self.transaction():
+            self._rows("INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def add_proposal(self, proposal: Proposal) -> None:
         row = (proposal.step, proposal.outcome, sound(proposal.detail), proposal.digest)
