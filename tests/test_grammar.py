@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPTNeoConfig, MptConfig
 
 import tiny
 from autoprune.algorithms import load, names
@@ -333,19 +334,43 @@ def test_an_answer_depends_on_its_own_seed_only():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "remembers"), [("llama", True), ("gpt2", True), ("bloom", True), ("gemma3_text", False)]
+    ("architecture", "shares"), [("llama", True), ("gpt2", True), ("bloom", True), ("gemma3_text", False)]
 )
-def test_what_prompts_begin_with_is_read_once(architecture: str, remembers: bool, monkeypatch: pytest.MonkeyPatch):
+def test_what_prompts_begin_with_is_read_once(architecture: str, shares: bool, monkeypatch: pytest.MonkeyPatch):
     made = local(architecture)
+    vain = iter([True, False, True] + [False] * 9)  # so two are asked again, from the same start
+    monkeypatch.setattr(Local, "_is_in_vain", lambda *_: next(vain))
     asked = [request(seed, "Prune this. " * 5 + "Mutate it. " * seed) for seed in range(3)]
-    start = _shared_start([made._tokens(one.prompt) for one in asked])
-    assert len(start) > 50
-    common = made._read(start)
-    assert (common is not None) == remembers
-    assert common is None or common.get_seq_length() == len(start)
+    prompts = [made._tokens(one.prompt) for one in asked]
+    assert len(_shared_start(prompts)) > 50
+    common = made._common(prompts)
+    assert (common is not None) == shares
+    assert common is None or common.get_seq_length() == len(_shared_start(prompts))
     found = texts(made, *asked)
-    monkeypatch.setattr(Local, "_read", lambda *_: None)
+    vain = iter([True, False, True] + [False] * 9)
+    made._shares = False
     assert texts(made, *asked) == found
+    assert len({*found}) == 3
+
+
+_SMALL = {"vocab_size": tiny.VOCABULARY, "num_layers": 2, "num_heads": 2, "hidden_size": 32}
+_MPT = {"vocab_size": tiny.VOCABULARY, "n_layers": 2, "n_heads": 2, "d_model": 32}
+_WINDOW = {"attention_types": [[["local", "global"], 1]], "window_size": 64}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPTNeoConfig(**_SMALL, **_WINDOW), MptConfig(vocab_size=tiny.VOCABULARY, d_model=32, n_layers=2, n_heads=2)],
+)
+def test_models_that_measure_distance_by_the_place_in_the_row_read_every_prompt(config: Any):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    made = Local(model, tiny.tokenizer(), Space(), name="tiny")
+    made._context = None
+    prompts = [made._tokens("Prune this. " * 5 + "Mutate it. " * more) for more in range(3)]
+    assert made._common(prompts) is None
 
 
 def test_one_token_of_a_prompt_is_left_to_begin_with():

@@ -19,9 +19,9 @@ from autoprune import algorithms
 from autoprune.errors import AutopruneError
 from autoprune.language import read_program
 from autoprune.search.account import account, best, reasoning
-from autoprune.search.archive import Archive
+from autoprune.search.archive import Archive, Call
 from autoprune.search.graph import Graph
-from autoprune.search.protocol import Outcome, Task
+from autoprune.search.protocol import Answer, Outcome, Task
 from fake_search import ROOTS, RUNGS, FakeExecutor, Scripted, contents, searched
 
 WANDA = algorithms.load("wanda")
@@ -357,6 +357,22 @@ def test_nothing_that_is_written_hangs_on_the_log(tmp_path: Path):
     searched(tmp_path, executor=Looks())
     assert len(sizes) > 20
     assert not any(sizes)
+
+
+def test_a_reader_does_not_keep_it_waiting(tmp_path: Path):
+    with closing(searched(tmp_path)) as archive, closing(sqlite3.connect(tmp_path / "archive.sqlite")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM node").fetchall()
+        said: list[str] = []
+        archive._connection.set_trace_callback(said.append)
+        call = Call(step=1000, round=0, prompt="", answer=Answer(text="x", model="", seconds=0))
+        archive.add_call(call)
+        assert said[-3:-1] == ["PRAGMA busy_timeout = 0", "PRAGMA wal_checkpoint(TRUNCATE)"]
+        assert (tmp_path / "archive.sqlite-wal").stat().st_size
+        reader.execute("COMMIT")
+        archive.add_call(call)
+        assert not (tmp_path / "archive.sqlite-wal").stat().st_size
+        assert archive._rows("PRAGMA busy_timeout") == [(10_000,)]
 
 
 def test_an_archive_from_before_there_were_checksums_gets_them(tmp_path: Path):

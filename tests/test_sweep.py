@@ -475,7 +475,7 @@ def test_lines_that_are_cut_off_are_removed(tmp_path: Path):
 
 def test_a_flipped_bit_is_not_believed(tmp_path: Path):
     """Wherever it is: one line is passed over, or two where it was the break between them."""
-    path, content = tmp_path / "lines", [{"a": 0.5}, {"b": [None]}, {"c": "ä"}]
+    path, content = tmp_path / "lines", [{"a": 1e-05}, {"b": [None]}, {"c": "ä"}]
     lines = Lines(path)
     for each in content:
         lines.add(each)
@@ -516,6 +516,10 @@ def test_lines_that_follow_from_one_another_outlive_damage_to_either_file(tmp_pa
     for file in (path, copy):
         file.write_bytes(whole.replace(b"null", b"true"))
     assert Lines(path, chained=True).found == content[:1]
+    copy.unlink()
+    path.write_text("".join(json.dumps(line) + "\n" for line in content))  # from before there were checksums
+    assert Lines(path, chained=True).found == content
+    assert path.read_bytes() == copy.read_bytes() == whole
 
 
 # ---------------------------------------------------------------- the command

@@ -98,7 +98,7 @@ def _is_last_of_groups(
     return (
         all(x.ndim == 4 and x.device.type == "cpu" for x in args)
         and query.shape[2] == 1
-        and len(query) == len(key) == len(value)
+        and 0 < len(query) == len(key) == len(value)
         and 0 < key.shape[1] == value.shape[1] < query.shape[1]
         and query.shape[1] % key.shape[1] == 0
     )

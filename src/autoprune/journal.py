@@ -77,6 +77,7 @@ def journal(
         try:
             if not lines.found:
                 with writing_to(out):
+                    _forget_steps(folder, but=_LOCK)  # first: they say that what is cleared then is there
                     clear(folder, but=_LOCK)
                     lines.add({"format": _FORMAT, "fingerprint": fingerprint})
             yield made
@@ -99,6 +100,7 @@ def settle(out: Path) -> None:
             _forget_steps(out)
 
 
-def _forget_steps(out: Path) -> None:
-    for path in (out / _LOCK, *files_of_lines(out / _STEPS, chained=True)):
-        path.unlink(missing_ok=True)
+def _forget_steps(folder: Path, *, but: str = "") -> None:
+    for path in (folder / _LOCK, *files_of_lines(folder / _STEPS, chained=True)):
+        if path.name != but:
+            path.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """A file of JSON objects, one a line, to which lines are only added: readable after any end of the process.
 
 A line ends with a checksum of what is before it (`crc32`), so that one in which a bit has flipped is not believed.
-Lines without one are from before there were any; such that follow from one another are not believed.
+Files without any are from before there were any.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
@@ -84,16 +85,16 @@ def _content(path: Path) -> bytes:
 
 def _sound(content: bytes, chained: bool) -> tuple[list[dict[str, Any]], bytes]:
     """The objects of lines that are as they were written, if `chained` up to the first that is not; and the bytes up to
-    there, or to the end of the last line."""
-    found, sound = [], 0
-    for line in content.splitlines(keepends=True):
-        value = _object(line, needs_sum=chained)
+    there, with checksums, or to the end of the last line."""
+    found, sound = [], b""
+    for line in io.BytesIO(content):  # which ends lines at line feeds only
+        value = _object(line, needs_sum=chained and _SUM.encode() in content)
         if not line.endswith(b"\n") or (value is None and chained):
             break
         if value is not None:
             found.append(value)
-        sound += len(line)
-    return found, content[:sound]
+        sound += as_line(value).encode() if chained and value is not None else line
+    return found, sound
 
 
 def _object(line: bytes, *, needs_sum: bool) -> dict[str, Any] | None:

@@ -23,6 +23,9 @@ from autoprune.search.reply import sound
 
 FORMAT = 1
 
+_PATIENCE_S = 10
+"""Seconds a write waits for another process."""
+
 _AGAIN = "check the disk and its free space; the same command goes on where it was"
 
 _TABLES = """
@@ -158,7 +161,7 @@ class Archive:
     def open(cls, path: Path) -> Archive:
         """The archive at a path, made if it is not there; refused where it is damaged or of another format."""
         try:
-            connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+            connection = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE_S)
         except sqlite3.Error as error:
             raise _refusal(error, path) from None
         archive = cls(connection, path)
@@ -243,10 +246,16 @@ class Archive:
             if self._connection.in_transaction:  # a full disk has ended it already
                 self._rows("ROLLBACK")
             raise
-        # SQLite takes a damaged write-ahead log for one that ends there, and silently loses what follows: so nothing is
-        # left in it. Where that fails, as on a full disk, the next time gets it over.
+        self._empty_log()
+
+    def _empty_log(self) -> None:
+        """SQLite takes a damaged write-ahead log for one that ends there, and silently loses what follows: so what has
+        cost something does not stay in it. Where that fails, as on a full disk or while another process reads, the
+        next transaction gets it over."""
         with suppress(AutopruneError):
+            self._rows("PRAGMA busy_timeout = 0")
             self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._rows(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000}")
 
     def is_sound(self) -> bool:
         """Whether SQLite finds the file whole, every reference in it leads somewhere, and every row is as it was

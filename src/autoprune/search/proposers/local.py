@@ -81,6 +81,7 @@ class Local:
         self._matcher.consume_tokens(self._opening)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._most_tokens = MAX_CHARACTERS + 2 * max_field + 100  # a token is a character at least
+        self._shares: bool | None = None  # whether what prompts begin with can be read once; found by a trial
 
     def propose(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         for first in range(0, len(requests), self.batch):
@@ -95,7 +96,7 @@ class Local:
         texts: dict[Request, str] = {}
         tokens_in, tokens_out = Counter[Request](), Counter[Request]()
         waiting = list(zip(requests, prompts, strict=True))
-        common = self._read(_shared_start(prompts))
+        common = self._common(prompts)
         for attempt in range(_TRIES):
             sampling = self._sampling.hotter(attempt)
             rows = [
@@ -139,44 +140,85 @@ class Local:
             )
         return [*tokens, *self._opening]
 
-    def _read(self, start: list[int]) -> DynamicCache | None:
-        """Keys and values of what all prompts of a batch begin with, half of it or more: so it is read once, not once
-        a row and try. None where there is nothing, or where the model remembers otherwise (by windows, by states)."""
-        cache = DynamicCache(config=self.model.config)
-        if not start or not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    def _common(self, prompts: Sequence[list[int]]) -> DynamicCache | None:
+        """Keys and values of what all prompts of a batch begin with, so that it is read once, not once a row and try.
+
+        None where there is nothing, or where the model goes on from it otherwise than from the whole: it remembers by
+        windows or states, or knows distances by the place in the row, where what fills short rows now is in between.
+        """
+        start = _shared_start(prompts)
+        if not start or self._shares is False:
             return None
+        if self._shares is None:
+            ends = [min(prompts, key=len), max(prompts, key=len)]
+            self._shares = self._goes_on(start, ends)
+        return self._read(start) if self._shares else None
+
+    def _goes_on(self, start: list[int], prompts: Sequence[list[int]]) -> bool:
+        """Whether the model says the same after a start that was read before, but for rounding."""
+        try:
+            cache = self._read(start)
+            if any(type(layer) is not DynamicLayer for layer in cache.layers):
+                return False
+            found_BV, whole_BV = (self._next_logits(prompts, common) for common in (cache, None))
+        except Exception:  # whatever a model's own code makes of a cache that it does not expect
+            return False
+        wide_BV = whole_BV - whole_BV.mean(1, keepdim=True)
+        rounding = 0.1 if self.model.dtype.itemsize < 4 else 1e-3
+        return bool(((found_BV - whole_BV).norm(dim=1) <= rounding * wide_BV.norm(dim=1)).all())
+
+    def _read(self, start: list[int]) -> DynamicCache:
+        cache = DynamicCache(config=self.model.config)
         with self._generating():
             self.model.base_model(torch.tensor([start], device=input_device(self.model)), past_key_values=cache)
         return cache
 
+    def _next_logits(self, prompts: Sequence[list[int]], common: DynamicCache | None) -> Tensor:
+        """What the model expects after each prompt, float32, shape (B, V)."""
+        config = GenerationConfig(do_sample=False, max_new_tokens=1, use_cache=True, pad_token_id=_ANY_TOKEN)
+        with self._generating(config):
+            made = self.model.generate(
+                **self._rows(prompts, common),
+                generation_config=config,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        return made.logits[0].float()
+
     def _write(self, prompts: Sequence[list[int]], rows: Sequence[_Row], common: DynamicCache | None) -> None:
         """Writes all rows to their ends."""
-        device, longest = input_device(self.model), max(map(len, prompts))
-        known, cache = 0, None
+        longest = max(map(len, prompts))
+        most = self._most_tokens if self._context is None else min(self._most_tokens, self._context - longest)
+        # Rows draw their tokens themselves: the model's own generation settings must not shape the text.
+        config = GenerationConfig(do_sample=False, max_new_tokens=most, use_cache=True, pad_token_id=_ANY_TOKEN)
+        with self._generating(config):
+            self.model.generate(
+                **self._rows(prompts, common),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Draw(rows)]),
+                stopping_criteria=StoppingCriteriaList([_Finished(rows)]),
+            )
+
+    def _rows(self, prompts: Sequence[list[int]], common: DynamicCache | None) -> dict[str, Any]:
+        """Prompts side by side; what fills short ones comes after what is known already."""
+        device, longest, known = input_device(self.model), max(map(len, prompts)), 0
         if common is not None:
-            known, cache = common.get_seq_length(), copy.deepcopy(common)
-            cache.batch_repeat_interleave(len(prompts))
+            known, common = common.get_seq_length(), copy.deepcopy(common)
+            common.batch_repeat_interleave(len(prompts))
         tokens_BL = torch.full((len(prompts), longest), _ANY_TOKEN)
         present_BL = torch.zeros_like(tokens_BL)
-        for row, prompt in enumerate(prompts):  # what fills short prompts comes after what is known already
+        for row, prompt in enumerate(prompts):
             for part, at in (
                 (prompt[:known], slice(known)),
                 (prompt[known:], slice(longest - len(prompt) + known, None)),
             ):
                 tokens_BL[row, at] = torch.tensor(part)
                 present_BL[row, at] = 1
-        most = self._most_tokens if self._context is None else min(self._most_tokens, self._context - longest)
-        # Rows draw their tokens themselves: the model's own generation settings must not shape the text.
-        config = GenerationConfig(do_sample=False, max_new_tokens=most, use_cache=True, pad_token_id=_ANY_TOKEN)
-        with self._generating(config):
-            self.model.generate(
-                tokens_BL.to(device),
-                attention_mask=present_BL.to(device),
-                past_key_values=cache,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_Draw(rows)]),
-                stopping_criteria=StoppingCriteriaList([_Finished(rows)]),
-            )
+        return {
+            "input_ids": tokens_BL.to(device),
+            "attention_mask": present_BL.to(device),
+            "past_key_values": common,
+        }
 
     @contextmanager
     def _generating(self, config: GenerationConfig | None = None) -> Iterator[None]:
