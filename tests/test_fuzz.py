@@ -27,7 +27,8 @@ from autoprune.models.disk import open_on_disk
 from autoprune.models.shards import Shards
 from autoprune.search.archive import Archive
 from command import Run
-from fuzz import archive, program, reply, running, shards
+from fuzz import archive, gguf, program, reply, running, shards
+from fuzz.outcome import refused
 
 INPUTS = 40
 """For each example: a hundred examples make 4,000 inputs."""
@@ -45,7 +46,7 @@ def inputs(target: ModuleType, seed: int, count: int) -> list[bytes]:
     return made
 
 
-@pytest.mark.parametrize("target", [program, reply, running, archive, shards], ids=lambda target: target.__name__)
+@pytest.mark.parametrize("target", [program, reply, running, archive, shards, gguf], ids=lambda target: target.__name__)
 def test_seeds_are_accepted_or_refused(target: ModuleType):
     for data in target.seeds():
         target.check(data)
@@ -75,6 +76,13 @@ def test_safetensors(seed: int):
         shards.check(data)
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 2**32))
+def test_gguf_files(seed: int):
+    for data in inputs(gguf, seed, INPUTS // 4):
+        gguf.check(data)
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_archives(seed: int):
@@ -84,7 +92,7 @@ def test_archives(seed: int):
 
 @given(st.binary(max_size=400))
 def test_any_bytes(data: bytes):
-    for target in (program, reply, archive, shards):
+    for target in (program, reply, archive, shards, gguf):
         target.check(data)
 
 
@@ -134,13 +142,65 @@ def test_weights_that_would_run_code_are_refused_and_not_run(how: str, tmp_path:
     tensors = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
     if how == "pickle":
-        (source / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(trap), protocol=2))
+        (source / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(trap), protocol=2) + bytes(100_000))
     else:
         torch.save({**tensors, "more": Trap(trap)}, source / "pytorch_model.bin")
     assert open_on_disk(source) is None
     with pytest.raises(AutopruneError, match=r"holds other things than tensors"):
         open_model(source)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("settings", [
+    {"num_attention_heads": 0},
+    {"hidden_size": "a"},
+    {"hidden_size": float("inf")},
+    {"num_hidden_layers": 2**31},
+    {"num_hidden_layers": 10**12},
+    {"vocab_size": 2**31},
+    {"intermediate_size": 2**40},
+    {"rope_scaling": {"rope_type": "nothing"}},
+    {"model_type": 3},
+    {"hidden_act": "nothing"},
+])  # fmt: skip
+@pytest.mark.parametrize("opened", [open_model, open_on_disk], ids=lambda function: function.__name__)
+def test_settings_that_make_no_such_model_are_one_line(
+    settings: dict[str, object], opened: Callable[[Path], object], tmp_path: Path
+):
+    source = tiny.save(tmp_path / "model")
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    (source / "config.json").write_text(json.dumps(config | settings), "utf-8")
+    with pytest.raises(AutopruneError) as caught:
+        opened(source)
+    refused(caught.value)
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (16, (2**60).to_bytes(8, "little")),  # so many values
+    (8, (2**60).to_bytes(8, "little")),  # so many tensors
+    (4, (9).to_bytes(4, "little")),  # a version to come
+    (0, b"GGML"),
+], ids=["values", "tensors", "version", "magic"])  # fmt: skip
+def test_a_gguf_header_that_says_more_than_there_is(place: int, value: bytes, tmp_path: Path):
+    data = bytearray(gguf.seeds()[0])
+    data[place : place + len(value)] = value
+    refused_gguf(bytes(data), tmp_path)
+
+
+def test_the_length_of_a_gguf_array_is_held_against_the_file(tmp_path: Path):
+    data = gguf.seeds()[0]
+    place = data.index(b"tokenizer.ggml.token_type") + len(b"tokenizer.ggml.token_type") + 8
+    assert data[place : place + 8] == (96).to_bytes(8, "little")
+    # The gguf package reads on past the end of the file, without end.
+    refused_gguf(data[:place] + (2**60).to_bytes(8, "little") + data[place + 8 :], tmp_path)
+
+
+def refused_gguf(data: bytes, folder: Path) -> None:
+    file = folder / "model.gguf"
+    file.write_bytes(data)
+    with pytest.raises(AutopruneError, match=r"no sound GGUF file") as caught:
+        open_model(file)
+    refused(caught.value)
 
 
 def test_a_bin_file_of_tensors_is_opened(tmp_path: Path):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SHARES = {"program": 0.70, "reply": 0.21, "running": 0.04, "shards": 0.04, "archive": 0.01}
-PARTS = {"program": 175_000, "reply": 105_000, "running": 20_000, "shards": 40_000, "archive": 10_000}
+SHARES = {"program": 0.70, "reply": 0.21, "running": 0.04, "shards": 0.04, "archive": 0.008, "gguf": 0.002}
+PARTS = {"program": 175_000, "reply": 105_000, "running": 20_000, "shards": 40_000, "archive": 10_000, "gguf": 2_000}
 """Inputs of a process, at most: some of the instrumentation's memory is never given back."""
 
 

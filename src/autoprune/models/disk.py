@@ -24,7 +24,6 @@ from autoprune.models.layout import Layout
 from autoprune.models.linears import Linear
 from autoprune.models.opening import (
     DTYPES,
-    UNREADABLE,
     OpenModel,
     local_folder,
     locate,
@@ -95,7 +94,7 @@ def open_on_disk(name: str | Path, *, dtype: str = "auto", device: str = "auto")
         stored = next((place.dtype for place in shards.places.values() if place.dtype.is_floating_point), torch.float32)
     try:
         made = empty_model(settings.make, DTYPES.get(dtype, stored), resolve_device(device))
-    except UNREADABLE as error:
+    except Exception as error:
         raise unreadable(str(name), location, error) from None
     opened = OpenModel(model=made, tokenizer=settings.tokenizer, name=str(name), stored_dtype=stored)
     source = DiskBlocks(made, shards, str(name))

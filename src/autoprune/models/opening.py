@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import struct
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR, finished_folder
 from autoprune.models.facts import check_finite, incomplete, require_finite
+from autoprune.models.gguf_header import check_gguf_header
 from autoprune.models.shards import Shards, is_sharded
 
 DEMO = "demo"
@@ -30,23 +30,13 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", "
 
 _NOT_NEEDED = [*(f"*{end}" for end in _WEIGHTS if end not in (".safetensors", ".index.json")), "original/*", "onnx/*"]
 
-# What transformers, tokenizers and safetensors raise for unreadable input.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    EOFError,
-    struct.error,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
-
 # A checkpoint is data: its own code is never run. Left open, transformers would ask on the terminal.
 _NO_CODE = {"trust_remote_code": False}
+
+_LISTS, _LONGEST_LIST = ("layer", "layers", "experts"), 10_000
+"""How the settings end that say how many modules are made, and the most there are: the deepest models have hundreds."""
+
+_WEIGHTS_A_BYTE = 8  # at most, in any file; two bytes hold a weight in most
 
 
 def _check_files_finite(folder: Path) -> bool:
@@ -74,6 +64,7 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
     location, options = locate(str(name))
     settings = read_settings(str(name), location, options, dtype)
     try:
+        _refuse_far_larger(settings, location, options, str(name))
         checked = "gguf_file" not in options and _check_files_finite(Path(location))
         loaded: Any = settings.auto_class.from_pretrained(
             location,
@@ -85,7 +76,7 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
             **options,
             **(_unpacked_gguf() if "gguf_file" in options else {}),
         )
-    except UNREADABLE as error:
+    except Exception as error:  # transformers, tokenizers, gguf and safetensors have no class of error in common
         raise unreadable(str(name), location, error) from None
     model, info = loaded
     if missing := [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]:
@@ -121,12 +112,16 @@ def read_settings(name: str, location: str, options: dict[str, Any], dtype: str)
     if dtype != "auto" and dtype not in DTYPES:
         raise AutopruneError(f"unknown dtype '{dtype}'", remedy=f"use auto, {', '.join(DTYPES)}")
     try:
+        if "gguf_file" in options:
+            check_gguf_header(Path(location) / options["gguf_file"])
+        else:
+            _refuse_endless(transformers.PreTrainedConfig.get_config_dict(location)[0], name)
         config = transformers.AutoConfig.from_pretrained(location, **_NO_CODE, **options)
         _refuse_quantized(config, name)
         tokenizer = None
         if _has_tokenizer(Path(location)):
             tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_NO_CODE, **options)
-    except UNREADABLE as error:
+    except Exception as error:  # transformers, tokenizers, gguf and safetensors have no class of error in common
         raise unreadable(name, location, error) from None
     stored = torch.bfloat16 if "gguf_file" in options else getattr(config, "dtype", None) or "auto"
     return Settings(config, _auto_class(config), tokenizer, stored)
@@ -175,7 +170,7 @@ def local_folder(location: str) -> Path | None:
         return Path(location)
     try:
         return Path(huggingface_hub.snapshot_download(location, ignore_patterns=_NOT_NEEDED))
-    except (*UNREADABLE, huggingface_hub.errors.HfHubHTTPError):
+    except Exception:
         return None
 
 
@@ -301,6 +296,39 @@ def _refuse_quantized(config: Any, name: str) -> None:
             f"the checkpoint is quantised ({method or 'unknown method'})",
             where=name,
             remedy="prune the unquantised checkpoint, then quantise",
+        )
+
+
+def _refuse_endless(settings: dict[str, Any], name: str) -> None:
+    """Refuse a configuration for which lists of modules would take all time and memory to make."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_endless(value, name)
+        elif key.endswith(_LISTS) and isinstance(value, int) and value > _LONGEST_LIST:
+            raise AutopruneError(
+                f"the configuration says {key} = {value}, more than {_LONGEST_LIST:,}",
+                where=name,
+                remedy="use an undamaged checkpoint",
+            )
+
+
+def _refuse_far_larger(settings: Settings, location: str, options: dict[str, Any], name: str) -> None:
+    """Refuse a configuration for which the files are far too small: before it says which tensors it lacks, transformers
+    would make them."""
+    if "gguf_file" in options:
+        files = [Path(location) / options["gguf_file"]]
+    elif os.path.isdir(location):
+        files = [path for path in Path(location).iterdir() if path.name.endswith(_WEIGHTS)]
+    else:  # a hub id, whose files may not be here yet
+        return
+    stored = sum(file.stat().st_size for file in files)
+    with torch.device("meta"):
+        weights = settings.make(torch.bfloat16).num_parameters()
+    if weights > _WEIGHTS_A_BYTE * stored:
+        raise AutopruneError(
+            f"the configuration makes a model of {weights:,} weights, and the files have {stored:,} bytes",
+            where=name,
+            remedy="use a complete, undamaged checkpoint",
         )
 
 
