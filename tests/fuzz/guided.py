@@ -20,8 +20,8 @@ from typing import Any
 
 import atheris  # pyright: ignore[reportMissingImports]
 
-TARGETS = ("program", "running", "reply", "archive", "shards")
-LONGEST = {"archive": 400_000}
+TARGETS = ("program", "running", "reply", "archive", "shards", "gguf")
+LONGEST = {"archive": 400_000, "gguf": 50_000}
 """Bytes of an input where a target needs more than a program does: the time of most goes by their length."""
 LIMIT_S = 2.0
 """Of the process's time, for one input."""
