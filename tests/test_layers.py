@@ -30,6 +30,7 @@ LAYERS: list[set[str]] = [
     {
         "attention",
         "conditioning",
+        "residual",
         "language",
         "algorithms",
         "allocation",

@@ -147,6 +147,80 @@ def test_twins_bring_the_inputs_of_the_unpruned_model(architecture: str, propaga
     assert known == sum("expert" not in name for name in names)
 
 
+WRITERS = dict.fromkeys(tiny.ARCHITECTURES, ("self_attn.o_proj", "mlp.down_proj")) | {
+    "opt": ("self_attn.out_proj", "fc2"),
+    "gpt2": ("attn.c_proj", "mlp.c_proj"),
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
+    "bloom": ("self_attention.dense", "mlp.dense_4h_to_h"),
+    "falcon": ("self_attention.dense", "mlp.dense_4h_to_h"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3"), ()),  # a norm stands between
+}
+"""What is added to the residual stream, in order."""
+
+
+def streams_of(
+    model: nn.Module, source: InMemoryBlocks, writers: tuple[str, ...], tokens_BL: Tensor
+) -> dict[str, Tensor]:
+    """The residual stream (T, R) before each writer's output is added, by the writer's name."""
+    names = {
+        index: [linear.name for linear in source.linears(index) if writers and linear.name.endswith(writers)]
+        for index in range(len(source.blocks))
+    }
+    entering, outputs = {}, {}
+    paths = {id(module): path for path, module in source.model.named_modules()}
+    handles = []
+    for block, module in enumerate(source.blocks):
+        own = model.get_submodule(paths[id(module)])
+        handles.append(own.register_forward_pre_hook(lambda _, args, kwargs, block=block: entering.__setitem__(
+            block, args[0] if args else kwargs["hidden_states"]), with_kwargs=True))  # fmt: skip
+        for name in names[block]:
+            handles.append(model.get_submodule(name).register_forward_hook(
+                lambda _, args, output, name=name: outputs.__setitem__(name, output.clone())))  # fmt: skip
+    with torch.no_grad():
+        model(input_ids=tokens_BL, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for block, of_it in names.items():
+        stream_TR = entering[block].flatten(0, -2)
+        for name in of_it:
+            found[name] = stream_TR
+            stream_TR = stream_TR + outputs[name].flatten(0, -2)
+    return found
+
+
+@architectures
+@pytest.mark.parametrize("propagation", ["one_pass", "block"])
+def test_layers_that_write_into_the_residual_stream_know_what_it_lacks(architecture: str, propagation: str):
+    """L^T X, with L the unpruned model's stream less the pruned one's where the layer's output is added."""
+    model, tokens_BL = tiny.model(architecture), tiny.tokens()
+    source, names = InMemoryBlocks(model), names_of(InMemoryBlocks(model))
+    writers = WRITERS[architecture]
+    dense = streams_of(copy.deepcopy(model), source, writers, tokens_BL)
+    shadow = copy.deepcopy(model)
+    known, inputs, streams, waiting, block = [], {}, {}, [], -1
+    for visit in walk(source, tokens_BL.split(2), collects=EVERYTHING | {DENSE_GRAM}, propagation=propagation):
+        name = visit.linear.name
+        if visit.linear.block != block or propagation == "one_pass":
+            for linear, mask_RC in waiting:
+                same_layer(shadow, linear).weight_RC.mul_(mask_RC)
+            waiting, block = [], visit.linear.block
+            inputs = inputs_of(shadow, names, tokens_BL)
+            streams = streams_of(shadow, source, writers, tokens_BL)
+        if visit.writes:
+            known.append(name)
+            assert visit.writes == 1
+            x_TC, lack_TR = inputs[name].flatten(0, -2), dense[name] - streams[name]
+            expected_RC = lack_TR.double().T @ x_TC.double() / len(x_TC)
+            assert visit.inputs.lack is not None
+            torch.testing.assert_close(visit.inputs.lack.double(), expected_RC, rtol=1e-3, atol=1e-6)
+        waiting.append((visit.linear, halve(visit)))
+    expected = [name for name in names if writers and name.endswith(writers)]
+    if propagation == "block":  # the last alone, since none sees what the others have made up for
+        expected = [name for name in expected if name.endswith(writers[-1])]
+    assert sorted(known) == sorted(expected)
+
+
 @architectures
 def test_block_masks_are_those_of_the_plain_two_pass_loop(architecture: str):
     model, tokens_BL = tiny.model(architecture), tiny.tokens()

@@ -125,7 +125,10 @@ def _aim(visit: Visit, method: Method) -> tuple[Tensor, float]:
     dense_CC = visit.inputs.dense_gram if method.towards_dense else None
     if dense_CC is None:
         return visit.linear.weight_RC, DAMPING
-    aim_RC = towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC, method.towards_dense)
+    lack_RC = visit.inputs.lack if visit.writes else None
+    if lack_RC is not None:
+        lack_RC = lack_RC / visit.writes
+    aim_RC = towards_dense(visit.linear.weight_RC, visit.inputs.gram, dense_CC, method.towards_dense, lack_RC=lack_RC)
     if not torch.isfinite(aim_RC).all():
         raise UnsolvableError("what the unpruned model has there is not finite")
     return aim_RC, TOWARDS_DENSE_DAMPING

@@ -60,7 +60,7 @@ class InputStatistics:
     token reached is scored by its weights alone.
     """
 
-    def __init__(self, collects: Iterable[str], columns: int, device: torch.device):
+    def __init__(self, collects: Iterable[str], columns: int, device: torch.device, *, lacking: int = 0):
         collects = frozenset(collects)
         self._wide = wide = torch.float32 if device.type == "mps" else torch.float64
         self.tokens = 0
@@ -72,6 +72,7 @@ class InputStatistics:
         self._gram_CC = torch.zeros(columns, columns, device=device) if "gram" in collects else None
         self._dense_CC = torch.zeros(columns, columns, device=device) if "dense_gram" in collects else None
         self._dense_tokens = 0
+        self._lack_RC = torch.zeros(lacking, columns, device=device) if lacking and "dense_gram" in collects else None
 
     def add(self, input_TC: Tensor) -> None:
         """Count a batch of inputs, shape (..., C), any floating dtype."""
@@ -105,9 +106,22 @@ class InputStatistics:
             for dense_part, part in zip(dense_TC.split(_GRAM_TOKENS), x_TC.split(_GRAM_TOKENS), strict=True):
                 self._dense_CC.addmm_(dense_part.float().T, part.float())
 
+    def add_lack(self, dense_TR: Tensor, here_TR: Tensor, x_TC: Tensor) -> None:
+        """Count the residual stream that the unpruned model has at the tokens of a batch that was added, and the one
+        that there is."""
+        if self._lack_RC is None:
+            return
+        device, rows = x_TC.device, self._lack_RC.shape[0]
+        parts = (part.reshape(-1, width).split(_GRAM_TOKENS)
+                 for part, width in ((dense_TR, rows), (here_TR, rows), (x_TC, self.columns)))  # fmt: skip
+        with bfloat16_products(x_TC.dtype == torch.bfloat16):
+            for dense_part, here_part, x_part in zip(*parts, strict=True):
+                lack_part = dense_part.to(device).float() - here_part.to(device).float()
+                self._lack_RC.addmm_(lack_part.T, x_part.float())
+
     def gather(self, ranks: Ranks) -> None:
         """Add what other processes have counted of the same layer."""
-        for total in (self._sum_C, self._squares_C, self._gram_CC, self._dense_CC):
+        for total in (self._sum_C, self._squares_C, self._gram_CC, self._dense_CC, self._lack_RC):
             if total is not None:
                 ranks.add_(total)
         if self._max_C is not None:
@@ -122,6 +136,14 @@ class InputStatistics:
         if self._dense_CC is None or not self.tokens or self._dense_tokens != self.tokens:
             return None
         return self._dense_CC / self.tokens
+
+    @property
+    def lack(self) -> Tensor | None:
+        """L^T X / T with L what the residual stream lacks against the unpruned model's (R, C); None where that is not
+        known."""
+        if self._lack_RC is None or self.dense_gram is None:
+            return None
+        return self._lack_RC / self.tokens
 
     def statistic(self, name: str, weight_RC: Tensor, depth: float) -> Tensor:
         """A statistic of `autoprune.language.STATISTICS` for one layer, but gradients and the sparsity, which inputs do

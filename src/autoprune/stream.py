@@ -32,6 +32,7 @@ from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.ranks import ALONE, Ranks
+from autoprune.residual import factors, some_tokens
 from autoprune.sparsity import some_rows
 from autoprune.spill import Spill, Waiting
 from autoprune.statistics import Gradient, InputStatistics
@@ -66,7 +67,8 @@ NOTHING_MORE: Mapping[int, frozenset[str]] = MappingProxyType({})
 class Visit:
     """A linear layer whose input statistics are complete. `depth` is its block's position in [0, 1]; `gradient` is
     there where the walk was given one; `more` counts the visits that follow before any micro-batch goes on; `sparsity`
-    is the share of weights that it loses, once that is settled (`at`)."""
+    is the share of weights that it loses, once that is settled (`at`). `writes` is the factor by which its output is
+    added to the residual stream, where it is to make up for what that lacks, else 0."""
 
     linear: Linear
     inputs: InputStatistics
@@ -74,6 +76,7 @@ class Visit:
     gradient: Gradient | None = None
     more: int = 0
     sparsity: float | None = None
+    writes: float = 0.0
 
     def at(self, sparsity: float) -> Visit:
         """The same, for a score that is asked at this sparsity."""
@@ -242,6 +245,11 @@ def _out_of_order(block: nn.Module) -> AutopruneError:
     )
 
 
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a block is given to go on with: its first tensor."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
 def _forward(model: nn.Module, tokens_BL: Tensor) -> Any:
     return model(input_ids=tokens_BL.to(input_device(model)), use_cache=False)
 
@@ -262,6 +270,7 @@ class _Batch:
         self.has_left = False  # whether it stands at the end of the open block, as a twin
         self.position = 0  # blocks entered, where `walk_blocks` runs it
         self.x: Tensor | None = None  # what the layer it stands at will receive
+        self.residual: Tensor | None = None  # the residual stream of the open block, as far as it was added up
         self.entered: list[tuple[Tensor, int]] = []
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self.driver = getcurrent()
@@ -324,6 +333,8 @@ class _Lockstep:
         self.tokens = {batch: tokens_BL.numel() for batch, tokens_BL in zip(self.batches, batches, strict=True)}
         self.followed = {twin.greenlet: batch for batch, twin in self.twins.items()}
         self.unpruned: dict[Linear, Tensor] = {}  # weights of the open block as they were, for the twins
+        self.writers: dict[Linear, float] | None = None  # into the residual stream of the open block, once known
+        self.tried: dict[Linear, Tensor] | None = None  # while a block is run to find them: what its layers give
         self.pending: dict[Linear, None] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}
         self.stack = ExitStack()  # what is hooked into the open block
@@ -352,15 +363,19 @@ class _Lockstep:
             self.source.load(index)
             for twin in self.twins.values():
                 twin.has_left = False
+            self.writers = None
             self.pending = dict.fromkeys(self.source.linears(index))
             for linear in self.pending:
                 self.stack.enter_context(linear.replaced(partial(self._compute, linear, linear.forward)))
             if self.propagation == "block":
                 self.hook(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+            if self.twins:
+                self.hook(block.register_forward_pre_hook(self._begin, with_kwargs=True))
             self.hook(block.register_forward_hook(self._leave, with_kwargs=True))
             depth = index / max(last, 1)
             visits = (
-                Visit(linear, inputs, depth, self.gradients.get(linear.name)) for linear, inputs in self._complete()
+                Visit(linear, inputs, depth, self.gradients.get(linear.name), writes=self._makes_up(linear))
+                for linear, inputs in self._complete()
             )
             if self.propagation == "one_pass":
                 yield from self._remembering(visits)
@@ -388,6 +403,10 @@ class _Lockstep:
                     yield self._visited(batch.at), batch.inputs
                     batch.run()
                 self._follow(batch)
+            if self.ranks.world > 1 and self.pending.keys() == order.keys():  # a factor is what all have found
+                found = self.writers or {}
+                agreed = [linear for linear in linears if self.ranks.least(int(linear in found))]
+                self.writers = {linear: factor for linear, factor in found.items() if linear in agreed}
             # All stand at a layer or at the end of the block. Where experts have scattered them, the first layer in
             # order of definition is next: the order in which experts are called.
             waiting = [(batch.at, batch) for batch in self.batches if batch.at]
@@ -426,12 +445,59 @@ class _Lockstep:
 
     def _statistics(self, linear: Linear) -> InputStatistics:
         collects = self.collects | self.more.get(linear.block, frozenset())
-        return InputStatistics(collects, linear.shape[1], linear.weight_RC.device)
+        lacking = linear.shape[0] if self._makes_up(linear) else 0
+        return InputStatistics(collects, linear.shape[1], linear.weight_RC.device, lacking=lacking)
 
     def _compute(self, linear: Linear, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """A linear layer's forward: before it computes, its micro-batch waits for the others."""
+        if self.tried is not None:
+            output = forward(x)
+            self.tried[linear] = some_tokens(output)
+            return output
         self._arrive(linear, x)
-        return forward(x)
+        output = forward(x)
+        if (factor := (self.writers or {}).get(linear)) and (batch := self._current()) and batch.residual is not None:
+            batch.residual = batch.residual.to(output.device) + factor * output.view_as(batch.residual)
+        return output
+
+    def _current(self) -> _Batch | None:
+        """The micro-batch, or twin, that runs."""
+        current = getcurrent()
+        if followed := self.followed.get(current):
+            return self.twins[followed]
+        return self.by_greenlet.get(current)
+
+    def _begin(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a block computes, where there are twins. The first of them runs it once more, to see which layers
+        write into the residual stream."""
+        batch = self._current()
+        if batch is None:
+            return
+        batch.residual = entering = _hidden(args, kwargs)
+        if self.writers is not None or getcurrent() not in self.followed or entering is None:
+            return
+        self.tried = {}
+        try:
+            copied = {id(entering): entering.clone()}  # it may be changed in place
+            args = tuple(copied.get(id(value), value) for value in args)
+            kwargs = {name: copied.get(id(value), value) for name, value in kwargs.items()}
+            output = block.forward(*args, **kwargs)
+            leaving = output[0] if isinstance(output, tuple) else output
+            tried = {linear: some for linear, some in self.tried.items() if linear.shape[0] == entering.shape[-1]}
+            tried_TR = some_tokens(entering)
+            tried = {linear: some for linear, some in tried.items() if some.shape == tried_TR.shape}
+            found = factors(tried_TR, list(tried.values()), some_tokens(leaving))
+            self.writers = {linear: factor for linear, factor in zip(tried, found, strict=True) if factor}
+        finally:
+            self.tried = None
+
+    def _makes_up(self, linear: Linear) -> float:
+        """The factor by which a layer's output is added to the residual stream, where it is to make up for what that
+        lacks: with one_pass any that writes, else the last, as they do not see what the others have made up for."""
+        writers = self.writers or {}
+        if self.propagation != "one_pass" and linear != next(reversed(writers), None):
+            return 0.0
+        return writers.get(linear, 0.0)
 
     def _arrive(self, linear: Linear, x: Tensor) -> None:
         current = getcurrent()
@@ -460,8 +526,12 @@ class _Lockstep:
         assert followed.x is not None
         if all(x.shape[:-1].numel() == self.tokens[followed] for x in (dense, followed.x)):
             here = followed.waiting.fetched() if followed.waiting else nullcontext()
-            with self.twins[followed].apart(), here:
+            twin = self.twins[followed]
+            with twin.apart(), here:
                 followed.inputs.add_dense(dense, followed.x)
+                if followed.at and self._makes_up(followed.at) and twin.residual is not None:
+                    assert followed.residual is not None
+                    followed.inputs.add_lack(twin.residual, followed.residual, followed.x)
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block computes."""
@@ -471,12 +541,13 @@ class _Lockstep:
     def _leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After a block has computed."""
         if followed := self.followed.get(getcurrent()):
+            self.twins[followed].residual = None
             self.twins[followed].has_left = True
             self.twins[followed].stop(None)
         batch = self.by_greenlet.get(getcurrent())
         if batch is None:
             return None
-        batch.x = None
+        batch.x = batch.residual = None
         batch.stop(None)
         if self.propagation == "block":
             if any(tensor._version != version for tensor, version in batch.entered):
