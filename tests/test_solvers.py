@@ -367,6 +367,17 @@ def test_towards_dense_is_least_squares_from_the_inputs_there_are():
     torch.testing.assert_close(found_RC.double(), expected_CR.T, rtol=1e-4, atol=1e-4)
 
 
+def test_what_the_residual_stream_lacks_is_part_of_what_is_aimed_at():
+    generator = torch.Generator().manual_seed(16)
+    x_TC, dense_TC = (torch.randn(200, 16, generator=generator).double() for _ in range(2))
+    lack_TR = torch.randn(200, 5, generator=generator).double() + x_TC[:, :5]
+    weight_RC = torch.randn(5, 16, generator=generator)
+    gram_CC, cross_CC, lack_RC = (part.T @ x_TC / 200 for part in (x_TC, dense_TC, lack_TR))
+    found_RC = towards_dense(weight_RC, gram_CC.float(), cross_CC.float(), 1.0, lack_RC=lack_RC.float(), damping=1e-9)
+    expected_CR = torch.linalg.lstsq(x_TC, dense_TC @ weight_RC.double().T + lack_TR).solution
+    torch.testing.assert_close(found_RC.double(), expected_CR.T, rtol=1e-4, atol=1e-4)
+
+
 def test_towards_dense_changes_nothing_where_inputs_are_the_same_or_dead():
     weight_RC, _, gram_CC = problem(5, 16, 60, 0.5, seed=15, dead=3)
     assert torch.equal(towards_dense(weight_RC, gram_CC, gram_CC, 1.0), weight_RC)

@@ -68,12 +68,13 @@ def estimate(source: BlockSource, method: Method, propagation: str, tokens: int)
     element = max(parameter.element_size() for parameter in source.blocks[0].parameters())
     widest = max(max(linear.shape) for block in blocks for linear in block)
     width = min(max(linear.shape[1] for linear in block) for block in blocks if block)
-    streams = 2 if method.towards_dense else 1
+    # Towards the unpruned model: twins, in both streams the residual stream once more, and what it lacks.
+    streams, states, lack = (2, 3, 4 * largest) if method.towards_dense else (1, 2, 0)
     return Estimate(
         weights=weights,
-        statistics=max(map(collected, at_once)),
+        statistics=max(map(collected, at_once)) + lack,
         solving=4 * largest * _SOLVED[method.update],
-        activations=tokens * element * (widest + 2 * min(width, widest)) * streams if method.collects else 0,
+        activations=tokens * element * (widest + states * min(width, widest)) * streams if method.collects else 0,
     )
 
 
