@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import autoprune
+import autoprune.algorithms
+import autoprune.spill
 import tiny
 from autoprune.budget import Estimate, estimate, fit, parse_bytes
 from autoprune.errors import AutopruneError

@@ -71,7 +71,7 @@ class InputStatistics:
         self._max_C = torch.zeros(columns, device=device) if "max" in collects else None
         self._gram_CC = torch.zeros(columns, columns, device=device) if "gram" in collects else None
         self._dense_CC = torch.zeros(columns, columns, device=device) if "dense_gram" in collects else None
-        self._dense_tokens = 0
+        self._dense_tokens = self._lack_tokens = 0
         self._lack_RC = torch.zeros(lacking, columns, device=device) if lacking and "dense_gram" in collects else None
 
     def add(self, input_TC: Tensor) -> None:
@@ -112,6 +112,7 @@ class InputStatistics:
         if self._lack_RC is None:
             return
         device, rows = x_TC.device, self._lack_RC.shape[0]
+        self._lack_tokens += x_TC.numel() // self.columns
         parts = (part.reshape(-1, width).split(_GRAM_TOKENS)
                  for part, width in ((dense_TR, rows), (here_TR, rows), (x_TC, self.columns)))  # fmt: skip
         with bfloat16_products(x_TC.dtype == torch.bfloat16):
@@ -126,9 +127,9 @@ class InputStatistics:
                 ranks.add_(total)
         if self._max_C is not None:
             ranks.maximum_(self._max_C)
-        counts = torch.tensor([self.tokens, self._dense_tokens])
+        counts = torch.tensor([self.tokens, self._dense_tokens, self._lack_tokens])
         ranks.add_(counts)
-        self.tokens, self._dense_tokens = counts.tolist()
+        self.tokens, self._dense_tokens, self._lack_tokens = counts.tolist()
 
     @cached_property
     def dense_gram(self) -> Tensor | None:
@@ -141,7 +142,7 @@ class InputStatistics:
     def lack(self) -> Tensor | None:
         """L^T X / T with L what the residual stream lacks against the unpruned model's (R, C); None where that is not
         known."""
-        if self._lack_RC is None or self.dense_gram is None:
+        if self._lack_RC is None or not self.tokens or self._lack_tokens != self.tokens:
             return None
         return self._lack_RC / self.tokens
 

@@ -246,8 +246,9 @@ def _out_of_order(block: nn.Module) -> AutopruneError:
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What a block is given to go on with: its first tensor."""
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    """What a block is given to go on with: its first argument, or the one of that name."""
+    first = args[0] if args else kwargs.get("hidden_states")
+    return first if isinstance(first, Tensor) else None
 
 
 def _forward(model: nn.Module, tokens_BL: Tensor) -> Any:
@@ -456,9 +457,19 @@ class _Lockstep:
             return output
         self._arrive(linear, x)
         output = forward(x)
-        if (factor := (self.writers or {}).get(linear)) and (batch := self._current()) and batch.residual is not None:
-            batch.residual = batch.residual.to(output.device) + factor * output.view_as(batch.residual)
+        if factor := (self.writers or {}).get(linear):
+            self._write(factor, output)
         return output
+
+    def _write(self, factor: float, output: Tensor) -> None:
+        """Keep account of the residual stream as a layer's output is added to it."""
+        batch = self._current()
+        if batch is None or batch.residual is None:
+            return
+        if output.numel() != batch.residual.numel():  # not of all tokens, so nothing is known from here on
+            batch.residual = None
+            return
+        batch.residual = batch.residual.to(output.device) + factor * output.reshape(batch.residual.shape)
 
     def _current(self) -> _Batch | None:
         """The micro-batch, or twin, that runs."""
@@ -529,9 +540,9 @@ class _Lockstep:
             twin = self.twins[followed]
             with twin.apart(), here:
                 followed.inputs.add_dense(dense, followed.x)
-                if followed.at and self._makes_up(followed.at) and twin.residual is not None:
-                    assert followed.residual is not None
-                    followed.inputs.add_lack(twin.residual, followed.residual, followed.x)
+                there, here_too = twin.residual, followed.residual
+                if followed.at and self._makes_up(followed.at) and there is not None and here_too is not None:
+                    followed.inputs.add_lack(there, here_too, followed.x)
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block computes."""
