@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoprune.residual import factors, some_tokens
+from autoprune.residual import factors, some_tokens, writers
 
 T, R = 40, 24
 
@@ -69,3 +69,25 @@ def test_few_tokens_are_looked_at_and_copied(tokens: int):
     assert min(tokens, 64) <= len(found_TR) <= 128
     output.zero_()
     assert tokens == 1 or found_TR.any()
+
+
+def test_layers_alone_explain_a_sum_before_other_modules_are_asked():
+    entering_TR, (first_TR, second_TR) = parts(2)
+    leaving_TR = entering_TR + first_TR + second_TR
+    outputs = [("first", first_TR), (None, entering_TR + first_TR), ("second", second_TR), (None, leaving_TR)]
+    assert writers(entering_TR, outputs, leaving_TR) == {"first": 1, "second": 1}
+
+
+def test_with_a_module_that_is_no_layer_those_before_it_are_known():
+    entering_TR, (first_TR, experts_TR, last_TR) = parts(3)
+    leaving_TR = entering_TR + first_TR + experts_TR + last_TR
+    outputs = [("first", first_TR), (None, first_TR), (None, experts_TR), ("last", last_TR)]
+    assert writers(entering_TR, outputs, leaving_TR) == {"first": 1}
+
+
+def test_outputs_of_other_widths_and_nothing_at_all():
+    entering_TR, (first_TR,) = parts(1)
+    assert writers(entering_TR, [("narrow", first_TR[:, :5]), ("first", first_TR)], entering_TR + first_TR) == {
+        "first": 1
+    }
+    assert writers(entering_TR, [], entering_TR + first_TR) == {}

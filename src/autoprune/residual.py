@@ -5,10 +5,14 @@ Legend: T tokens, R output rows of a layer, which are as many as the stream is w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+K = TypeVar("K")
 
 _TOKENS = 64  # that are looked at
 _ROUNDINGS = 1  # of the dtype: what a sum of few terms may be off by, on average; real models are off by an eighth
@@ -20,6 +24,47 @@ def some_tokens(output: Tensor) -> Tensor:
     """A copy (T, R) of what is at a few tokens, far apart."""
     output_TR = output.reshape(-1, output.shape[-1])
     return output_TR[:: max(1, len(output_TR) // _TOKENS)].clone()
+
+
+@contextmanager
+def parts_of(block: nn.Module, seen: list[tuple[Any, Tensor]]) -> Iterator[None]:
+    """In this context what the modules of a block give is added to `seen`, as (None, some of it)."""
+
+    def see(module: nn.Module, args: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        if isinstance(output, Tensor) and output.ndim:
+            seen.append((None, some_tokens(output)))
+
+    with ExitStack() as stack:
+        for module in block.children():
+            stack.callback(module.register_forward_hook(see).remove)
+        yield
+
+
+def writers(entering_TR: Tensor, outputs: Sequence[tuple[K | None, Tensor]], leaving_TR: Tensor) -> dict[K, float]:
+    """The layers whose outputs are added to what enters a block, with their factors, in the order in which they run.
+
+    `outputs` has some of what each layer gives, by layer, and of what other modules give, with None, which are asked
+    where layers alone do not explain the sum, as with experts. What runs after such a module is left out.
+    """
+    fitting = [(layer, output_TR) for layer, output_TR in outputs if output_TR.shape == entering_TR.shape]
+    layers = [(layer, output_TR) for layer, output_TR in fitting if layer is not None]
+    known = [output_TR for _, output_TR in layers]
+    whole = [(layer, output_TR) for layer, output_TR in fitting
+             if layer is not None or not any(torch.equal(output_TR, other_TR) for other_TR in known)]  # fmt: skip
+    for tried in (layers, whole):
+        found = factors(entering_TR, [output_TR for _, output_TR in tried], leaving_TR)
+        if any(found):
+            break
+    else:
+        return {}
+    made: dict[K, float] = {}
+    for (layer, _), factor in zip(tried, found, strict=True):
+        if factor and layer is None:
+            break
+        if factor and layer is not None:
+            made[layer] = factor
+    return made
 
 
 def factors(entering_TR: Tensor, outputs: Sequence[Tensor], leaving_TR: Tensor) -> list[float]:

@@ -32,7 +32,7 @@ from autoprune.language.types import Type
 from autoprune.memory import reuse_freed_memory
 from autoprune.models import BlockSource, Linear, input_device
 from autoprune.ranks import ALONE, Ranks
-from autoprune.residual import factors, some_tokens
+from autoprune.residual import parts_of, some_tokens, writers
 from autoprune.sparsity import some_rows
 from autoprune.spill import Spill, Waiting
 from autoprune.statistics import Gradient, InputStatistics
@@ -335,7 +335,7 @@ class _Lockstep:
         self.followed = {twin.greenlet: batch for batch, twin in self.twins.items()}
         self.unpruned: dict[Linear, Tensor] = {}  # weights of the open block as they were, for the twins
         self.writers: dict[Linear, float] | None = None  # into the residual stream of the open block, once known
-        self.tried: dict[Linear, Tensor] | None = None  # while a block is run to find them: what its layers give
+        self.tried: list[tuple[Linear | None, Tensor]] | None = None  # while a block is run to find them: what it makes
         self.pending: dict[Linear, None] = {}  # layers of the open block that were not visited yet
         self.collecting: dict[Linear, InputStatistics] = {}
         self.stack = ExitStack()  # what is hooked into the open block
@@ -453,7 +453,7 @@ class _Lockstep:
         """A linear layer's forward: before it computes, its micro-batch waits for the others."""
         if self.tried is not None:
             output = forward(x)
-            self.tried[linear] = some_tokens(output)
+            self.tried.append((linear, some_tokens(output)))
             return output
         self._arrive(linear, x)
         output = forward(x)
@@ -487,18 +487,15 @@ class _Lockstep:
         batch.residual = entering = _hidden(args, kwargs)
         if self.writers is not None or getcurrent() not in self.followed or entering is None:
             return
-        self.tried = {}
+        copied = {id(entering): entering.clone()}  # it may be changed in place
+        args = tuple(copied.get(id(value), value) for value in args)
+        kwargs = {name: copied.get(id(value), value) for name, value in kwargs.items()}
+        self.tried = []
         try:
-            copied = {id(entering): entering.clone()}  # it may be changed in place
-            args = tuple(copied.get(id(value), value) for value in args)
-            kwargs = {name: copied.get(id(value), value) for name, value in kwargs.items()}
-            output = block.forward(*args, **kwargs)
+            with parts_of(block, self.tried):
+                output = block.forward(*args, **kwargs)
             leaving = output[0] if isinstance(output, tuple) else output
-            tried = {linear: some for linear, some in self.tried.items() if linear.shape[0] == entering.shape[-1]}
-            tried_TR = some_tokens(entering)
-            tried = {linear: some for linear, some in tried.items() if some.shape == tried_TR.shape}
-            found = factors(tried_TR, list(tried.values()), some_tokens(leaving))
-            self.writers = {linear: factor for linear, factor in zip(tried, found, strict=True) if factor}
+            self.writers = writers(some_tokens(entering), self.tried, some_tokens(leaving))
         finally:
             self.tried = None
 
