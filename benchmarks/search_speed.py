@@ -51,7 +51,7 @@ def searched(options: argparse.Namespace, workers: int, evaluations: int) -> dic
         command = [sys.executable, "-m", "autoprune", "search", options.model, "--run", run, "--proposer", "genetic"]
         command += ["--freeze", "update=none,refine=none,allocate=uniform", "--sparsity", str(options.sparsity)]
         command += ["--calibration", f"file:{Path(options.text).resolve()}", "--evaluations", str(evaluations)]
-        command += ["--workers", str(workers), "--json"]
+        command += ["--roots", "wanda", "--workers", str(workers), "--json"]  # others are measured once a search
         threads = str(max(1, (os.cpu_count() or 1) // workers))
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": threads})
     if done.returncode:
