@@ -175,6 +175,16 @@ def test_settings_that_make_no_such_model_are_one_line(
     refused(caught.value)
 
 
+def test_weights_in_a_subfolder_and_a_link_to_nowhere_are_no_fault(tmp_path: Path):
+    source = tiny.save(tmp_path / "model")
+    (source / "shards").mkdir()
+    (source / "model.safetensors").rename(source / "shards/model-1.safetensors")
+    names = dict.fromkeys(load_file(source / "shards/model-1.safetensors"), "shards/model-1.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}), "utf-8")
+    (source / "flax_model.msgpack").symlink_to(tmp_path / "nowhere")
+    assert open_model(source).model.num_parameters() > 0
+
+
 @pytest.mark.parametrize(("file", "setting", "value"), [
     ("tokenizer_config.json", "model_max_length", []),
     ("tokenizer_config.json", "bos_token", 3),

@@ -91,3 +91,20 @@ def test_outputs_of_other_widths_and_nothing_at_all():
         "first": 1
     }
     assert writers(entering_TR, [], entering_TR + first_TR) == {}
+
+
+def test_outputs_that_cannot_be_told_from_each_other_have_no_factors():
+    entering_TR, (first_TR, experts_TR) = parts(2)
+    leaving_TR = entering_TR + 0.5 * first_TR + experts_TR
+    assert factors(entering_TR, [first_TR, first_TR * 0.5, experts_TR], leaving_TR) == [0, 0, 0]
+    assert factors(entering_TR, [first_TR, torch.zeros_like(first_TR), experts_TR], leaving_TR) == pytest.approx(
+        [0.5, 0, 1]
+    )
+
+
+def test_chance_is_no_factor():
+    """In bfloat16 a small output that has nothing to do with the sum."""
+    for seed in range(20):
+        entering_TR, (first_TR, other_TR) = parts(2, seed=seed)
+        entering_TR, first_TR, other_TR = (some.bfloat16() for some in (entering_TR, first_TR, other_TR * 3e-4))
+        assert factors(entering_TR, [first_TR, other_TR], entering_TR + first_TR)[1] == 0

@@ -404,9 +404,12 @@ class _Lockstep:
                     yield self._visited(batch.at), batch.inputs
                     batch.run()
                 self._follow(batch)
-            if self.ranks.world > 1 and self.pending.keys() == order.keys():  # a factor is what all have found
-                found = self.writers or {}
-                agreed = [linear for linear in linears if self.ranks.least(int(linear in found))]
+            if self.twins and self.ranks.world > 1 and self.pending.keys() == order.keys():
+                found = self.writers or {}  # which count where all have found them
+                ranks = torch.tensor([int(linear in found) for linear in linears])
+                self.ranks.add_(ranks)
+                agreed = {linear for linear, count in zip(linears, ranks.tolist(), strict=True)
+                          if count == self.ranks.world}  # fmt: skip
                 self.writers = {linear: factor for linear, factor in found.items() if linear in agreed}
             # All stand at a layer or at the end of the block. Where experts have scattered them, the first layer in
             # order of definition is next: the order in which experts are called.
@@ -453,22 +456,25 @@ class _Lockstep:
         """A linear layer's forward: before it computes, its micro-batch waits for the others."""
         if self.tried is not None:
             output = forward(x)
-            self.tried.append((linear, some_tokens(output)))
+            twin = self._current()
+            if twin and twin.residual is not None and twin.residual.numel() == output.numel():
+                self.tried.append((linear, some_tokens(output)))
             return output
         self._arrive(linear, x)
         output = forward(x)
-        if factor := (self.writers or {}).get(linear):
-            self._write(factor, output)
+        if self.writers and linear in self.writers:
+            self._write(linear, self.writers, output)
         return output
 
-    def _write(self, factor: float, output: Tensor) -> None:
+    def _write(self, linear: Linear, writers: dict[Linear, float], output: Tensor) -> None:
         """Keep account of the residual stream as a layer's output is added to it."""
         batch = self._current()
         if batch is None or batch.residual is None:
             return
-        if output.numel() != batch.residual.numel():  # not of all tokens, so nothing is known from here on
-            batch.residual = None
+        if linear == next(reversed(writers)) or output.numel() != batch.residual.numel():
+            batch.residual = None  # no other layer asks; or this one's output is not of all tokens
             return
+        factor = writers[linear]
         batch.residual = batch.residual.to(output.device) + factor * output.reshape(batch.residual.shape)
 
     def _current(self) -> _Batch | None:
@@ -495,7 +501,9 @@ class _Lockstep:
             with parts_of(block, self.tried):
                 output = block.forward(*args, **kwargs)
             leaving = output[0] if isinstance(output, tuple) else output
-            self.writers = writers(some_tokens(entering), self.tried, some_tokens(leaving))
+            self.writers = {}
+            if isinstance(leaving, Tensor):
+                self.writers = writers(some_tokens(entering), self.tried, some_tokens(leaving))
         finally:
             self.tried = None
 
@@ -518,6 +526,8 @@ class _Lockstep:
         known = batch.inputs if batch.has_counted(x) else None
         # Where ranks walk together each layer is waited for by all: which ones share an input may differ by expert.
         batch.complete = self.ranks.world == 1 and known is not None and known.additions == len(self.batches)
+        if self._makes_up(linear):  # what the stream lacks may have changed since another layer had the same input
+            batch.complete = False
         if not batch.complete:
             if linear not in self.collecting:
                 with batch.apart():

@@ -185,8 +185,8 @@ def _weight_files_here(location: str, options: dict[str, Any]) -> list[Path]:
     """The local files that weights may come from; none of a hub id."""
     if "gguf_file" in options:
         return [Path(location) / options["gguf_file"]]
-    folder = Path(location)
-    return [path for path in folder.iterdir() if path.name.endswith(_WEIGHTS)] if os.path.isdir(folder) else []
+    found = Path(location).rglob("*") if os.path.isdir(location) else ()
+    return [path for path in found if path.name.endswith(_WEIGHTS) and path.suffix != ".json" and path.is_file()]
 
 
 def resolve_device(device: str) -> torch.device:

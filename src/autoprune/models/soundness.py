@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 
 from autoprune.errors import AutopruneError
 
-_LISTS, _LONGEST_LIST = ("layer", "layers", "experts"), 10_000
-"""How the settings end that say how many modules are made, and the most there are: the deepest models have hundreds."""
+_MOST = {"layer": 10_000, "layers": 10_000, "experts": 100_000}
+"""How the settings end that say how many modules are made, and the most there are: the deepest models have hundreds of
+layers, and one has 16,384 experts a layer."""
 
 _WEIGHTS_A_BYTE = 8  # at most, in any file; two bytes hold a weight in most
 
@@ -25,9 +26,11 @@ def check_lists(settings: dict[str, Any], name: str) -> None:
     for key, value in settings.items():
         if isinstance(value, dict):
             check_lists(value, name)
-        elif key.endswith(_LISTS) and isinstance(value, int) and value > _LONGEST_LIST:
+            continue
+        most = _MOST.get(key.rpartition("_")[2])
+        if most and isinstance(value, int) and value > most:
             raise AutopruneError(
-                f"the configuration says {key} = {value}, more than {_LONGEST_LIST:,}",
+                f"the configuration says {key} = {value}, more than {most:,}",
                 where=name,
                 remedy="use an undamaged checkpoint",
             )
